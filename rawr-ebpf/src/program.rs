@@ -1,0 +1,37 @@
+//! Where the kernel enters: a verdict becomes an action and, if the packet was not forwarded, a count.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use rawr_common::relay::{Verdict, relay};
+
+use crate::frame::Packet;
+use crate::maps::{self, Maps};
+
+#[xdp]
+fn rawr_relay(context: XdpContext) -> u32 {
+    match relay(&mut Packet::new(context), &Maps) {
+        // The tables chose the interface when they were asked whether there is one.
+        Verdict::Redirect { .. } => XDP_REDIRECT,
+        Verdict::Transmit => XDP_TX,
+        Verdict::Pass(reason) => {
+            maps::count_reason(reason);
+            XDP_PASS
+        }
+        Verdict::Drop(reason) => {
+            maps::count_reason(reason);
+            XDP_DROP
+        }
+    }
+}
+
+/// Nothing here panics; the compiler wants to know what if.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// No helper that needs the GPL is called.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
