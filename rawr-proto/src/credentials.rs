@@ -1,0 +1,220 @@
+//! Who may use a server, and the keys of MESSAGE-INTEGRITY-SHA256.
+//!
+//! Every message of a session is keyed by its [`SessionKey`], in the shape of a short-term
+//! credential's password (RFC 8489 §9.1.1), so that any STUN library can compute it. Where a server
+//! asks for a user, [`LongTermKey`] goes into that password and masks the keys on their way.
+
+use std::fmt;
+
+use hmac::{Hmac, Mac as _};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::hex;
+use crate::message::TransactionId;
+use crate::session::{SessionKey, WireKey, hmac_sha256, hmac_with};
+
+/// A user's name and password, as a client is given them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// USERNAME.
+    pub username: String,
+    /// Shown nowhere.
+    pub password: String,
+}
+
+impl Credentials {
+    /// The key in the realm that a server named.
+    pub fn key(&self, realm: &str) -> LongTermKey {
+        LongTermKey::new(&self.username, realm, &self.password)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// SHA-256 of username, realm and password (RFC 8489 §9.2.2).
+#[derive(Clone)]
+pub struct LongTermKey([u8; 32]);
+
+impl LongTermKey {
+    /// The key of a user in a realm.
+    pub fn new(username: &str, realm: &str, password: &str) -> Self {
+        let joined = Sha256::new().chain_update(username).chain_update(":").chain_update(realm);
+        Self(joined.chain_update(":").chain_update(password).finalize().into())
+    }
+
+    /// SESSION-KEY masked, or unmasked again, for one transaction.
+    pub fn mask_session_key(&self, key: WireKey, nonce: &str, id: TransactionId) -> WireKey {
+        self.mask(b"rawr mask", key, nonce, id)
+    }
+
+    /// MAC-KEY masked, or unmasked again, for one transaction.
+    pub fn mask_mac_key(&self, key: WireKey, nonce: &str, id: TransactionId) -> WireKey {
+        self.mask(b"rawr mask mac", key, nonce, id)
+    }
+
+    fn mask(&self, purpose: &[u8], key: WireKey, nonce: &str, id: TransactionId) -> WireKey {
+        let mask = hmac_sha256(&self.0, &[purpose, nonce.as_bytes(), &id.0]);
+        WireKey(std::array::from_fn(|i| key.0[i] ^ mask[i]))
+    }
+}
+
+impl PartialEq for LongTermKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for LongTermKey {}
+
+impl fmt::Debug for LongTermKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LongTermKey(..)")
+    }
+}
+
+/// The key of MESSAGE-INTEGRITY-SHA256, ready for use.
+#[derive(Clone)]
+pub struct IntegrityKey(Hmac<Sha256>);
+
+impl IntegrityKey {
+    /// For messages without USERNAME: keyed by the session alone.
+    pub fn session(key: &SessionKey) -> Self {
+        Self(hmac_with(hex::encode(key.as_bytes()).as_bytes()))
+    }
+
+    /// For messages with USERNAME, and their answers.
+    pub fn credentialed(user: &LongTermKey, key: &SessionKey) -> Self {
+        Self(hmac_with(hex::encode(&hmac_sha256(&user.0, &[key.as_bytes()])).as_bytes()))
+    }
+
+    /// HMAC-SHA-256 of the concatenated `parts`.
+    pub(crate) fn compute(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hmac = self.0.clone();
+        parts.iter().for_each(|part| hmac.update(part));
+        hmac.finalize().into_bytes().into()
+    }
+}
+
+impl fmt::Debug for IntegrityKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IntegrityKey(..)")
+    }
+}
+
+/// The password of an ephemeral user: base64 of HMAC-SHA1(`secret`, `username`), where the secret is
+/// shared by the server and by what hands out users.
+pub fn ephemeral_password(secret: &str, username: &str) -> String {
+    let mut hmac = <Hmac<Sha1> as hmac::Mac>::new_from_slice(secret.as_bytes())
+        .expect("HMAC takes keys of any length");
+    hmac.update(username.as_bytes());
+    base64(&hmac.finalize().into_bytes())
+}
+
+/// The name of an ephemeral user that expires at `expires_secs` (seconds since 1970).
+pub fn ephemeral_username(expires_secs: u64, name: &str) -> String {
+    format!("{expires_secs}:{name}")
+}
+
+/// When an ephemeral user expires, in seconds since 1970, if that lies after `now_secs`.
+///
+/// # Errors
+/// Says whether it has expired or the name holds no expiry.
+pub fn expiry(username: &str, now_secs: u64) -> Result<u64, ExpiryError> {
+    let (time, _name) = username.split_once(':').unwrap_or((username, ""));
+    let expires: u64 = time.parse().map_err(|_| ExpiryError::NoExpiry)?;
+    if expires <= now_secs {
+        return Err(ExpiryError::Expired { seconds: now_secs - expires });
+    }
+    Ok(expires)
+}
+
+/// Why an ephemeral user does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExpiryError {
+    /// Its time is over.
+    #[error("the user expired {seconds} s ago")]
+    Expired {
+        /// How long ago.
+        seconds: u64,
+    },
+    /// The name does not start with seconds since 1970.
+    #[error(
+        "the name of an ephemeral user has the form EXPIRY:NAME, with the expiry in seconds since 1970"
+    )]
+    NoExpiry,
+}
+
+/// RFC 4648 §4, with padding.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let digit = ALPHABET[(bits >> (18 - 6 * i) & 63) as usize];
+            text.push(if i <= chunk.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SessionSecret;
+
+    #[test]
+    fn base64_pads_as_rfc_4648_section_10_shows() {
+        let vectors =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn ephemeral_users_expire() {
+        let username = ephemeral_username(1_000, "cam");
+        assert_eq!(username, "1000:cam");
+        assert_eq!(expiry(&username, 999), Ok(1_000));
+        assert_eq!(expiry(&username, 1_000), Err(ExpiryError::Expired { seconds: 0 }));
+        assert_eq!(expiry("cam", 0), Err(ExpiryError::NoExpiry));
+        assert_eq!(
+            ephemeral_password("key", "The quick brown fox jumps over the lazy dog"),
+            "3nybhbi3iqa8ino29wqQcBydtNk="
+        );
+    }
+
+    #[test]
+    fn mask_undoes_itself_for_its_transaction_only() {
+        let user = LongTermKey::new("cam", "example.org", "secret");
+        let key = WireKey([5; 32]);
+        let id = TransactionId([1; 12]);
+        let masked = user.mask_session_key(key, "nonce", id);
+        assert_ne!(masked, key);
+        assert_ne!(masked, user.mask_mac_key(key, "nonce", id));
+        assert_eq!(user.mask_session_key(masked, "nonce", id), key);
+        assert_ne!(user.mask_session_key(masked, "nonce", TransactionId([2; 12])), key);
+    }
+
+    #[test]
+    fn long_term_key_is_that_of_rfc_8489() {
+        let joined = Sha256::digest("user:realm:pass");
+        assert_eq!(LongTermKey::new("user", "realm", "pass").0, <[u8; 32]>::from(joined));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let user = Credentials { username: "cam".into(), password: "hunter2".into() };
+        let key = SessionSecret::from_bytes([1; 32]).key();
+        let shown = format!("{user:?} {:?} {:?}", user.key("r"), IntegrityKey::session(&key));
+        assert_eq!(shown, "Credentials { username: \"cam\", .. } LongTermKey(..) IntegrityKey(..)");
+    }
+}
