@@ -1,0 +1,36 @@
+//! NAT traversal: the client of RAWR.
+//!
+//! [`Peer`] is one of a session's two peers. It finds the best way to the other one: straight where
+//! they share a subnet, else over the nearest server that both reach. With the feature `tokio`
+//! (default), `PeerSocket` drives one and carries an application's datagrams.
+//!
+//! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
+//! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
+//! `handle_timeout` once `poll_timeout` has come.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod attachment;
+#[cfg(feature = "tokio")]
+mod driver;
+mod exchange;
+mod health;
+#[cfg(feature = "tokio")]
+mod host;
+mod path;
+mod peer;
+mod request;
+
+pub use attachment::{
+    Attachment, AttachmentConfig, AttachmentEvent, AttachmentOutput, AttachmentState, LostReason,
+    Via,
+};
+#[cfg(feature = "tokio")]
+pub use driver::{Incoming, PeerSocket, PeerSocketConfig, Traffic, bind_udp};
+pub use exchange::{Exchange, ExchangeConfig, ExchangeOutput, PeerCard};
+#[cfg(feature = "tokio")]
+pub use host::{Host, LinuxHost, default_gateway};
+pub use peer::{
+    Interface, PathInfo, PathKind, Peer, PeerConfig, PeerEvent, PeerOutput, ServerConfig,
+};
+pub use rawr_proto::Credentials;
