@@ -1,0 +1,202 @@
+//! Loads the program, against the maps of a predecessor where they fit.
+
+use std::{collections::VecDeque, error::Error, fs, io, os::fd::AsFd, path::PathBuf};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, DevMap, Map, MapData, MapError},
+    programs::{ProgramError, Xdp},
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use rawr_common::{
+    flow::{Counters, Flow4, Flow6, Rate, names},
+    reason::Reason,
+    shared::Entry,
+};
+
+use super::{
+    super::table::Table,
+    Bpf, RateValue,
+    egress::Egress,
+    entries::Entries,
+    os_error,
+    pin::{BPFFS, Lock, PinError, Pins},
+};
+
+/// How many interfaces packets may leave by.
+const EGRESS_SLOTS: u32 = 256;
+
+/// What to load, and how large.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Tells apart several daemons on one host.
+    pub instance: String,
+    /// Where the BPF file system is, or is to be mounted.
+    pub bpffs: PathBuf,
+    /// Length of each of the two flow tables, a power of two. They take 192 bytes per place.
+    pub table_len: u32,
+    /// Most flows at once, of both families.
+    pub flows: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            instance: "default".to_owned(),
+            bpffs: BPFFS.into(),
+            table_len: 1 << 18,
+            flows: 1 << 16,
+        }
+    }
+}
+
+/// Why the program could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("this rawr was built without the XDP program; build it without RAWR_SKIP_EBPF")]
+    NoObject,
+    #[error("flow table length {0}: must be a power of two, at most 2^24")]
+    TableLength(u32),
+    #[error(
+        "not allowed to load the XDP program ({0}); rawr needs CAP_BPF, CAP_NET_ADMIN and \
+             CAP_PERFMON, or root"
+    )]
+    Privilege(#[source] Box<dyn Error + Send + Sync>),
+    #[error("the kernel refuses the XDP program: {0}")]
+    Program(#[from] ProgramError),
+    #[error("cannot load the XDP program: {0}")]
+    Object(#[from] aya::EbpfError),
+    #[error("map {name} of the XDP program is not as expected: {source}")]
+    Map { name: &'static str, source: MapError },
+    #[error("the XDP program has no {0}; was it built from the same sources?")]
+    Missing(&'static str),
+    #[error("cannot map {name} into memory: {source}")]
+    Mmap { name: &'static str, source: io::Error },
+    #[error(transparent)]
+    Pin(#[from] PinError),
+}
+
+impl Bpf {
+    /// Loads `object`, the compiled program. Where maps of the same version and size are pinned,
+    /// it works on those, with all flows in them; else on new ones. Nothing is attached yet, and
+    /// what a predecessor attached goes on.
+    pub fn open(config: &Config, object: &[u8]) -> Result<Self, LoadError> {
+        if object.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        if !config.table_len.is_power_of_two() || config.table_len > 1 << 24 {
+            return Err(LoadError::TableLength(config.table_len));
+        }
+        // Before Linux 5.11 maps count as locked memory; later this changes nothing.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let (pins, lock) = Pins::prepare(&config.bpffs, &config.instance)?;
+        let taken_over = maps_fit(&pins, config);
+        if !taken_over {
+            pins.set_maps_aside()?;
+        }
+        let mut ebpf = load(&pins, config, object).map_err(classify)?;
+        let program: &mut Xdp = ebpf
+            .program_mut(names::PROGRAM)
+            .ok_or(LoadError::Missing(names::PROGRAM))?
+            .try_into()?;
+        program.load().map_err(|error| classify(error.into()))?;
+        pin_program(program, &pins)?;
+        Self::assemble(ebpf, pins, lock, config, taken_over)
+    }
+
+    fn assemble(
+        mut ebpf: Ebpf,
+        pins: Pins,
+        lock: Lock,
+        config: &Config,
+        taken_over: bool,
+    ) -> Result<Self, LoadError> {
+        let v4 = map_table::<Flow4>(&mut ebpf, names::FLOWS4, config.table_len)?;
+        let v6 = map_table::<Flow6>(&mut ebpf, names::FLOWS6, config.table_len)?;
+        let rates: Array<_, RateValue> = take(&mut ebpf, names::RATES)?;
+        let limits = |index: u32| rates.get(&index, 0).ok().map(|rate| rate.0);
+        let entries = Entries::adopt(v4, v6, config.flows, limits);
+        let used = entries.counters();
+        let free: VecDeque<u32> = (0..config.flows).filter(|index| !used.contains(index)).collect();
+        let egress: DevMap<MapData> = take(&mut ebpf, names::EGRESS)?;
+        Ok(Self {
+            counters: take(&mut ebpf, names::COUNTERS)?,
+            reasons: take(&mut ebpf, names::REASONS)?,
+            egress: Egress::adopt(egress),
+            rates,
+            entries,
+            free,
+            capacity: config.flows,
+            taken_over,
+            attached: Vec::new(),
+            ebpf,
+            pins,
+            _lock: lock,
+        })
+    }
+}
+
+/// Name, size of a value, and length of each map.
+fn maps(config: &Config) -> [(&'static str, usize, u32); 6] {
+    [
+        (names::FLOWS4, size_of::<Flow4>(), config.table_len),
+        (names::FLOWS6, size_of::<Flow6>(), config.table_len),
+        (names::COUNTERS, size_of::<Counters>(), config.flows),
+        (names::RATES, size_of::<Rate>(), config.flows),
+        (names::REASONS, size_of::<u64>(), Reason::ALL.len() as u32),
+        (names::EGRESS, size_of::<[u32; 2]>(), EGRESS_SLOTS),
+    ]
+}
+
+/// Whether all maps are pinned and as long as they should be.
+fn maps_fit(pins: &Pins, config: &Config) -> bool {
+    maps(config).iter().all(|&(name, value_size, len)| {
+        let info = MapData::from_pin(pins.map(name)).and_then(|map| map.info());
+        info.is_ok_and(|info| info.value_size() as usize == value_size && info.max_entries() == len)
+    })
+}
+
+fn load(pins: &Pins, config: &Config, object: &[u8]) -> Result<Ebpf, LoadError> {
+    let table_mask = config.table_len - 1;
+    let mut loader = EbpfLoader::new();
+    loader.override_global(names::TABLE_MASK, &table_mask, true);
+    for (name, _, len) in maps(config) {
+        loader.map_max_entries(name, len).map_pin_path(name, pins.map(name));
+    }
+    Ok(loader.load(object)?)
+}
+
+/// Pins the program in place of its predecessor. Nothing but people and tools look at this pin.
+fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<(), LoadError> {
+    let path = pins.program();
+    // It is missing at the first start.
+    let _ = fs::remove_file(&path);
+    program.pin(&path).map_err(|error| {
+        PinError::File { what: "pin the program to", path, source: os_error(&error) }.into()
+    })
+}
+
+fn map_table<E: Entry>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    len: u32,
+) -> Result<Table<E>, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    let Map::Array(array) = map else { return Err(LoadError::Missing(name)) };
+    Table::map(array.fd().as_fd(), len).map_err(|source| LoadError::Mmap { name, source })
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    T::try_from(map).map_err(|source| LoadError::Map { name, source })
+}
+
+fn classify(error: LoadError) -> LoadError {
+    match os_error(&error).kind() {
+        io::ErrorKind::PermissionDenied => LoadError::Privilege(Box::new(error)),
+        _ => error,
+    }
+}

@@ -1,0 +1,205 @@
+//! Arrays of flow entries in memory that the kernel reads while they are written.
+//!
+//! One process writes. Readers, in the kernel, take an entry only if its generation is the same
+//! before and after they copy it, so a writer first makes the entry vacant, then fills it in, then
+//! gives it a generation that it has not had before.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    ptr::{self, NonNull},
+    sync::atomic::{Ordering, fence},
+};
+
+use rawr_common::{
+    flow::VACANT,
+    shared::{self, Entry},
+};
+
+/// An array of entries in shared memory.
+#[derive(Debug)]
+pub struct Table<E> {
+    base: NonNull<E>,
+    len: u32,
+}
+
+// SAFETY: the mapping belongs to the table and is only reached through it.
+unsafe impl<E> Send for Table<E> {}
+
+impl<E: Entry> Table<E> {
+    /// The `len` entries of a `BPF_F_MMAPABLE` array map.
+    pub fn map(array: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        Self::mapping(len, libc::MAP_SHARED, array.as_raw_fd())
+    }
+
+    /// `len` vacant entries that nobody else reads.
+    pub fn anonymous(len: u32) -> io::Result<Self> {
+        Self::mapping(len, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there is no entry at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What lies at `index`, vacant or not.
+    ///
+    /// # Panics
+    ///
+    /// As all methods: if there is no such index.
+    pub fn read(&self, index: u32) -> E {
+        // SAFETY: within the mapping; only this table writes, and any bits are a valid `E`.
+        unsafe { self.at(index).read() }
+    }
+
+    /// The entry at `index`, unless it is vacant.
+    pub fn occupied(&self, index: u32) -> Option<E> {
+        (self.generation(index) != VACANT).then(|| self.read(index))
+    }
+
+    /// Puts `entry` at `index`. Its generation must be one that no entry there has had.
+    pub fn write(&mut self, index: u32, entry: &E) {
+        // SAFETY: within the mapping, which nobody else writes.
+        unsafe { shared::publish(self.at(index), entry) };
+    }
+
+    /// Gives the entry at `index`, unchanged otherwise, another generation.
+    pub fn set_generation(&mut self, index: u32, generation: u32) {
+        fence(Ordering::Release);
+        // SAFETY: within the mapping, which nobody else writes.
+        unsafe { self.generation_at(index).write_volatile(generation) };
+    }
+
+    /// Makes the entry at `index` vacant.
+    pub fn vacate(&mut self, index: u32) {
+        // SAFETY: within the mapping, which nobody else writes.
+        unsafe { shared::retract(self.at(index)) };
+    }
+
+    /// The generation of the entry at `index`.
+    pub fn generation(&self, index: u32) -> u32 {
+        // SAFETY: within the mapping.
+        unsafe { self.generation_at(index).read_volatile() }
+    }
+
+    fn generation_at(&self, index: u32) -> *mut u32 {
+        // SAFETY: `Entry` vouches that the generation lies within the entry.
+        unsafe { self.at(index).cast::<u32>().add(E::GENERATION) }
+    }
+
+    fn at(&self, index: u32) -> *mut E {
+        assert!(index < self.len, "entry {index} of a table of {}", self.len);
+        // SAFETY: the mapping holds `len` entries and lives as long as `self`.
+        unsafe { self.base.as_ptr().add(index as usize) }
+    }
+
+    fn mapping(len: u32, flags: i32, fd: RawFd) -> io::Result<Self> {
+        let bytes = len as usize * size_of::<E>();
+        // SAFETY: a new mapping, at an address of the kernel's choice, of what the caller gave.
+        let base = unsafe {
+            libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { base, len })
+    }
+}
+
+impl<E> Drop for Table<E> {
+    fn drop(&mut self) {
+        let bytes = self.len as usize * size_of::<E>();
+        // SAFETY: made by `mapping` with this length, and no reference to it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, AtomicU64},
+        thread,
+    };
+
+    use rawr_common::{
+        flow::{Flow4, Flow6, Recipe, Tuple4, Tuple6},
+        shared::Shared,
+    };
+
+    use super::*;
+
+    #[test]
+    fn entries_come_back_as_written() {
+        let mut table = Table::<Flow6>::anonymous(4).unwrap();
+        let tuple = |byte| Tuple6 {
+            src: [byte; 16],
+            dst: [byte + 1; 16],
+            src_port: [byte; 2],
+            dst_port: [9; 2],
+        };
+        let recipe = Recipe {
+            generation: 77,
+            ifindex: 7,
+            mtu: 1500,
+            dst_mac: [4; 6],
+            vlan: [[1, 2], [3, 4]],
+            ..Recipe::default()
+        };
+        let entry = Flow6 { from: tuple(1), recipe, to4: Tuple4::default(), to6: tuple(5) };
+        table.write(2, &entry);
+        assert_eq!(table.occupied(2), Some(entry));
+        assert_eq!(table.occupied(1), None);
+        table.set_generation(2, 78);
+        assert_eq!(table.read(2).recipe, Recipe { generation: 78, ..recipe });
+        table.vacate(2);
+        assert_eq!(table.occupied(2), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "entry 4 of a table of 4")]
+    fn there_is_nothing_behind_the_end() {
+        Table::<Flow4>::anonymous(4).unwrap().vacate(4);
+    }
+
+    /// A reader that follows the kernel's rule never sees half of one entry and half of another.
+    #[test]
+    fn readers_never_take_a_torn_entry() {
+        struct Reader(NonNull<Flow4>);
+        // SAFETY: the entry outlives the scope of the thread that reads it.
+        unsafe impl Send for Reader {}
+
+        let mut table = Table::<Flow4>::anonymous(1).unwrap();
+        let reader = Reader(table.base);
+        let (done, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let reader = { reader };
+                while !done.load(Ordering::Relaxed) {
+                    // SAFETY: the table outlives this thread.
+                    let Some(entry) = (unsafe { Shared::open(reader.0) }) else { continue };
+                    let (first, last) = (entry.from().src, entry.reverse());
+                    if entry.check().is_some() {
+                        assert_eq!(first, last.to_ne_bytes());
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            let mut generation = 0;
+            while generation < 100_000 || taken.load(Ordering::Relaxed) < 100 {
+                generation += 1;
+                let byte = (generation % 251) as u8;
+                let from = Tuple4 { src: [byte; 4], ..Tuple4::default() };
+                let recipe = Recipe { generation, ..Recipe::default() };
+                let reverse = u32::from_ne_bytes([byte; 4]);
+                table.write(0, &Flow4 { from, recipe, reverse, ..Flow4::default() });
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}

@@ -1,0 +1,3 @@
+//! The shell around the pure core.
+
+pub mod clock;
