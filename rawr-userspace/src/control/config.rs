@@ -1,0 +1,145 @@
+//! What an operator decides about a server.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rawr_proto::{Credentials, ServerId};
+
+/// What a server does beyond relaying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Looks up target MACs among its neighbours, and escalates.
+    Gateway,
+    /// Relays and exchanges, nothing else.
+    Root,
+}
+
+/// A server that sessions escalate to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Its STUN address.
+    pub address: SocketAddr,
+    /// Ours there; `None` where the parent trusts our subnet.
+    pub credentials: Option<Credentials>,
+}
+
+/// Configuration of a [`super::Server`].
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Gateway or root.
+    pub kind: Kind,
+    /// This server's name in hop lists.
+    pub id: ServerId,
+    /// Parents, nearest first. At most [`ServerConfig::MAX_PARENTS`] count.
+    pub parents: Vec<Parent>,
+    /// Clients that need no credentials.
+    pub trusted: Vec<IpNet>,
+    /// REALM, and part of every user's key.
+    pub realm: String,
+    /// Users with a password of their own.
+    pub users: Vec<Credentials>,
+    /// Secrets that ephemeral users are made from. Several, so that they can be rotated.
+    pub secrets: Vec<String>,
+    /// Whether target MACs are looked up among the neighbours; `None` for what [`Kind`] says.
+    pub look_up_mac: Option<bool>,
+    /// Whether a Binding request that is shorter than its answer is answered nevertheless. Plain STUN
+    /// clients send such; the answer is less than three times as long.
+    pub answer_short_binding: bool,
+    /// Lifetime of a leg that asks for none.
+    pub default_lifetime: Duration,
+    /// Longest lifetime of a leg.
+    pub max_lifetime: Duration,
+    /// HOP-LIMIT where a client sends none.
+    pub hop_limit: u8,
+    /// Most bytes per second of a session, each way.
+    pub rate: Option<u64>,
+    pub limits: Limits,
+}
+
+impl ServerConfig {
+    /// Parents beyond this number are not used.
+    pub const MAX_PARENTS: usize = 8;
+
+    /// A server that trusts nobody yet.
+    pub fn new(kind: Kind, id: ServerId) -> Self {
+        Self {
+            kind,
+            id,
+            parents: Vec::new(),
+            trusted: Vec::new(),
+            realm: "rawr".to_owned(),
+            users: Vec::new(),
+            secrets: Vec::new(),
+            look_up_mac: None,
+            answer_short_binding: false,
+            default_lifetime: Duration::from_secs(120),
+            max_lifetime: Duration::from_secs(3600),
+            hop_limit: 8,
+            rate: None,
+            limits: Limits::default(),
+        }
+    }
+
+    pub(super) fn looks_up_mac(&self) -> bool {
+        self.look_up_mac.unwrap_or(self.kind == Kind::Gateway)
+    }
+
+    /// Whether anybody can prove to be a user here.
+    pub(super) fn has_users(&self) -> bool {
+        !self.users.is_empty() || !self.secrets.is_empty()
+    }
+}
+
+impl fmt::Debug for ServerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("kind", &self.kind)
+            .field("id", &self.id)
+            .field("parents", &self.parents)
+            .field("trusted", &self.trusted)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How much one server, and one source prefix (/24 or /56), may use. A gateway counts as one source
+/// at its parent, with all its sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions altogether.
+    pub sessions: usize,
+    /// Downstream legs of one prefix.
+    pub legs_per_prefix: u32,
+    /// Downstream legs whose client has not probed yet, altogether.
+    pub half_open: u32,
+    /// The same of one prefix.
+    pub half_open_per_prefix: u32,
+    /// Sessions of which an exchange is held.
+    pub exchanges: usize,
+    /// The same of one prefix.
+    pub exchanges_per_prefix: u32,
+    /// Requests with a valid nonce per second from one prefix.
+    pub requests_per_second: u32,
+    /// Answers per second to sources of one prefix that have shown no valid nonce.
+    pub unverified_per_second: u32,
+    /// Neighbours remembered.
+    pub neighbours: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 100_000,
+            legs_per_prefix: 100_000,
+            half_open: 20_000,
+            half_open_per_prefix: 10_000,
+            exchanges: 20_000,
+            exchanges_per_prefix: 10_000,
+            requests_per_second: 20_000,
+            unverified_per_second: 20_000,
+            neighbours: 16_384,
+        }
+    }
+}

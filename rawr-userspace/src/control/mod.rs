@@ -1,0 +1,47 @@
+//! The control plane: which session is relayed here, how it gets nearer, and who may ask for it.
+//!
+//! All of it is one state machine, [`Server`], without sockets and without a clock. Bytes, events and
+//! the time come in as arguments; what is to be done comes out of [`Server::poll_command`].
+//!
+//! ```text
+//! handle_control ─▶ decode ─▶ dispatch ─▶ exchange │ connect │ refresh        one request each
+//! handle_data ────▶ probe │ upstream │ target                                 data ports' control
+//!                      └─▶ settle: who is paired with whom, what is sought    after every change
+//!                             └─▶ Command
+//! ```
+//!
+//! No request leaves state behind before its source address and its integrity have been checked.
+
+mod auth;
+mod command;
+mod config;
+mod connect;
+mod counters;
+mod deadline;
+mod exchange;
+mod expire;
+mod limits;
+mod neighbours;
+mod parents;
+mod probe;
+mod refresh;
+mod request;
+mod server;
+mod session;
+mod settle;
+mod snapshot;
+mod store;
+mod target;
+mod time;
+mod upstream;
+mod view;
+
+pub use command::{Command, On, PortError, PortId, Source};
+pub use config::{Kind, Limits, Parent, ServerConfig};
+pub use counters::{Count, Counters};
+pub use deadline::Reason;
+pub use neighbours::Neighbour;
+pub use server::Server;
+pub use snapshot::{RestoreError, Snapshot};
+pub use time::Now;
+pub use view::{LegKind, LegView, ParentView, SessionView};

@@ -1,0 +1,295 @@
+//! The server's entry points, and what it does with each kind of message.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rawr_proto::{
+    Attributes, Class, DecodeError, Decoded, ErrorCode, Head, IntegrityKey, Message, Method,
+    NonceError, NonceKey, TransactionId, decode,
+};
+
+use super::auth::Users;
+use super::command::{Command, On, PortId, Source};
+use super::config::ServerConfig;
+use super::counters::{Count, Counters};
+use super::deadline::Reason;
+use super::exchange::Exchanges;
+use super::limits::{Prefix, Quotas, Rates};
+use super::neighbours::Neighbours;
+use super::parents::Parents;
+use super::request::{Answer, ErrorResponse, Request};
+use super::store::{Index, Store};
+use super::time::Now;
+
+/// A RAWR server, root or gateway.
+///
+/// After each call, drain [`Server::poll_command`], then sleep until [`Server::poll_timeout`].
+#[derive(Debug)]
+pub struct Server {
+    pub(super) config: ServerConfig,
+    pub(super) store: Store,
+    pub(super) users: Users,
+    pub(super) quotas: Quotas,
+    pub(super) exchanges: Exchanges,
+    pub(super) neighbours: Neighbours,
+    /// Sessions whose target is not among the neighbours yet.
+    pub(super) seekers: BTreeSet<Index>,
+    /// When the own subnets were last asked for silent hosts.
+    pub(super) swept: Option<Instant>,
+    pub(super) parents: Parents,
+    /// Sessions that should see whether there is a better way on, in turn.
+    pub(super) reattach: VecDeque<Index>,
+    pub(super) next_reattach: Option<Instant>,
+    /// Requests of upstream legs that wait for an answer.
+    pub(super) transactions: HashMap<TransactionId, Index>,
+    pub(super) counters: Counters,
+    pub(super) rng: StdRng,
+    pub(super) nonces: NonceKey,
+    commands: VecDeque<Command>,
+    requests: Rates,
+    unverified: Rates,
+    ports_asked: u32,
+}
+
+impl Server {
+    /// A server without sessions. `seed` comes from the system's random generator: keys follow from it.
+    pub fn new(config: ServerConfig, seed: [u8; 32], now: Now) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let limits = config.limits;
+        let rates = |key, rate| Rates::new(now.monotonic, key, rate);
+        Self {
+            users: Users::new(&config),
+            store: Store::default(),
+            quotas: Quotas::new(limits),
+            exchanges: Exchanges::default(),
+            neighbours: Neighbours::new(limits.neighbours),
+            seekers: BTreeSet::new(),
+            swept: None,
+            parents: Parents::new(&config, now.monotonic),
+            reattach: VecDeque::new(),
+            next_reattach: None,
+            transactions: HashMap::new(),
+            counters: Counters::default(),
+            nonces: NonceKey::from_bytes(rng.random()),
+            commands: VecDeque::new(),
+            requests: rates(rng.random(), limits.requests_per_second),
+            unverified: rates(rng.random(), limits.unverified_per_second),
+            ports_asked: 0,
+            config,
+            rng,
+        }
+    }
+
+    /// Takes a datagram that came to the STUN port.
+    pub fn handle_control(&mut self, now: Now, local: SocketAddr, from: SocketAddr, bytes: &[u8]) {
+        match decode(bytes) {
+            Ok(decoded) => match decoded.message.class {
+                Class::Request => {
+                    let length = bytes.len();
+                    self.handle_request(&Request { now, local, from, decoded: &decoded, length });
+                }
+                Class::Success | Class::Error => self.handle_response(now, from, &decoded, bytes),
+                Class::Indication => self.counters.add(Count::Unexpected),
+            },
+            Err(DecodeError::NotStun) => self.counters.add(Count::NotStun),
+            Err(DecodeError::UnknownMethod { .. }) => self.counters.add(Count::Malformed),
+            Err(DecodeError::Malformed { head, .. }) => {
+                self.counters.add(Count::Malformed);
+                if head.class == Class::Request {
+                    let error = Message::error(head, ErrorCode::BadRequest, Attributes::default());
+                    self.answer_unverified(now, local, from, bytes.len(), &error);
+                }
+            }
+        }
+    }
+
+    /// When [`Server::handle_timeout`] is due, and why.
+    pub fn poll_timeout(&self) -> Option<(Instant, Reason)> {
+        let session = self.store.alarms.first().map(|(at, index)| {
+            let session = self.store.get(index);
+            let reason = session.and_then(|session| session.next_deadline());
+            (at, reason.map_or(Reason::LegLifetime, |(_, reason)| reason))
+        });
+        let exchange = self.exchanges.next_deadline().map(|at| (at, Reason::Exchange));
+        let parent = self.parents.next_deadline().map(|at| (at, Reason::Parent));
+        let reattach = self.next_reattach.map(|at| (at, Reason::Reattach));
+        [session, exchange, parent, reattach].into_iter().flatten().min()
+    }
+
+    /// What to do next, until `None`.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What it was made with.
+    pub fn config(&self) -> &ServerConfig {
+        &self.config
+    }
+
+    /// Decides about a request, and answers it.
+    fn handle_request(&mut self, request: &Request<'_>) {
+        let verified = self.check_source(request);
+        let is_verified = verified.is_ok();
+        if is_verified && !self.requests.allow(request.now.monotonic, prefix(request)) {
+            self.counters.add(Count::RequestRate);
+            return;
+        }
+        let outcome = self.dispatch(request, verified);
+        let head = request.decoded.message.head();
+        let (message, key) = match outcome {
+            Ok(Answer::Later) => return,
+            Ok(Answer::Now(success)) => (Message::success(head, success.attributes), success.key),
+            Err(refusal) => self.refuse(request, head, refusal),
+        };
+        if is_verified {
+            let bytes = message.encode(key.as_ref());
+            self.transmit(Source::Control(request.local), request.from, bytes);
+        } else {
+            let Request { now, local, from, length, .. } = *request;
+            self.answer_unverified(now, local, from, length, &message);
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        request: &Request<'_>,
+        verified: Result<(), ErrorResponse>,
+    ) -> Result<Answer, ErrorResponse> {
+        let method = request.decoded.message.method;
+        if method != Method::Binding {
+            verified?;
+        }
+        let unknown = request.decoded.unknown_required();
+        if !unknown.is_empty() {
+            let error = ErrorResponse::new(ErrorCode::UnknownAttribute, Count::UnknownAttribute);
+            return Err(ErrorResponse { unknown: unknown.to_vec(), ..error });
+        }
+        match method {
+            Method::Binding => {
+                self.counters.add(Count::Binding);
+                let mapped = Some(request.from);
+                Ok(Answer::now(Attributes { mapped, ..Attributes::default() }, None))
+            }
+            Method::Exchange => self.exchange(request),
+            Method::Connect => self.connect(request),
+            Method::Refresh => self.refresh(request),
+            Method::Release => self.release(request),
+            Method::Probe | Method::Status => {
+                Err(ErrorResponse::new(ErrorCode::BadRequest, Count::BadRequest))
+            }
+        }
+    }
+
+    /// Whether the request shows that its sender receives at the address it comes from.
+    fn check_source(&self, request: &Request<'_>) -> Result<(), ErrorResponse> {
+        let nonce = request.attributes().nonce.as_deref();
+        self.check_nonce(request.now, request.from, nonce)
+            .map_err(|(code, count)| ErrorResponse::challenge(code, count))
+    }
+
+    pub(super) fn check_nonce(
+        &self,
+        now: Now,
+        from: SocketAddr,
+        nonce: Option<&str>,
+    ) -> Result<(), (ErrorCode, Count)> {
+        let nonce = nonce.ok_or((ErrorCode::Unauthenticated, Count::NoNonce))?;
+        self.nonces.check(now.unix.as_secs(), from, nonce).map_err(|error| match error {
+            NonceError::Stale | NonceError::Forged => (ErrorCode::StaleNonce, Count::StaleNonce),
+        })
+    }
+
+    /// Makes the error response of a refusal.
+    fn refuse(
+        &mut self,
+        request: &Request<'_>,
+        head: Head,
+        refusal: ErrorResponse,
+    ) -> (Message, Option<IntegrityKey>) {
+        self.counters.add(refusal.count);
+        let mut attributes = Attributes { unknown: refusal.unknown, ..Attributes::default() };
+        if refusal.challenge {
+            self.counters.add(Count::Challenged);
+            let secs = request.now.unix.as_secs();
+            attributes.nonce = Some(self.nonces.make(secs, request.from));
+            let needs_user = self.config.has_users() && !self.trusts(request.from.ip());
+            attributes.realm = needs_user.then(|| self.config.realm.clone());
+        }
+        (Message::error(head, refusal.code, attributes), refusal.key.map(|key| *key))
+    }
+
+    /// Answers a source that may be forged: never with more bytes than came, and not too often.
+    fn answer_unverified(
+        &mut self,
+        now: Now,
+        local: SocketAddr,
+        from: SocketAddr,
+        length: usize,
+        message: &Message,
+    ) {
+        let bytes = message.encode(None);
+        let exempt = self.config.answer_short_binding && message.method == Method::Binding;
+        if bytes.len() > length && !exempt {
+            self.counters.add(Count::TooLong);
+        } else if self.allow_unverified(now, from) {
+            self.transmit(Source::Control(local), from, bytes);
+        }
+    }
+
+    pub(super) fn allow_unverified(&mut self, now: Now, from: SocketAddr) -> bool {
+        let allowed = self.unverified.allow(now.monotonic, Prefix::of(from.ip()));
+        if !allowed {
+            self.counters.add(Count::UnverifiedRate);
+        }
+        allowed
+    }
+
+    /// An answer to a request of ours: of a parent's health, or of an upstream leg.
+    fn handle_response(&mut self, now: Now, from: SocketAddr, decoded: &Decoded<'_>, bytes: &[u8]) {
+        let transaction = decoded.message.transaction;
+        if decoded.message.method == Method::Binding {
+            self.parent_answered(now, from, transaction);
+        } else if let Some(index) = self.transactions.get(&transaction).copied() {
+            self.upstream_answered(now, index, from, bytes);
+        } else {
+            self.counters.add(Count::Unexpected);
+        }
+    }
+
+    pub(super) fn transmit(&mut self, from: Source, to: SocketAddr, bytes: Vec<u8>) {
+        self.commands.push_back(Command::Transmit { from, to, bytes });
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.commands.push_back(command);
+    }
+
+    /// Asks for a data port for the session at `index`.
+    pub(super) fn open_port(&mut self, index: Index, on: On) -> PortId {
+        self.ports_asked = self.ports_asked.wrapping_add(1);
+        let id = PortId(u64::from(self.ports_asked) << 32 | u64::from(index));
+        self.command(Command::OpenPort { id, on });
+        id
+    }
+
+    pub(super) fn transaction(&mut self) -> TransactionId {
+        TransactionId(self.rng.random())
+    }
+}
+
+/// `seconds` as they stand in LIFETIME.
+pub(super) fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+fn prefix(request: &Request<'_>) -> Prefix {
+    Prefix::of(request.from.ip())
+}
