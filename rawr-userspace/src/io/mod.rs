@@ -1,3 +1,10 @@
-//! The shell around the pure core.
+//! The shell around the pure core: sockets, netlink, the clock, and the loop that joins them.
 
 pub mod clock;
+pub mod control_socket;
+pub mod driver;
+pub mod neighbours;
+pub mod netlink;
+pub mod ports;
+mod report;
+pub mod state_file;
