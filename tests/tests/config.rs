@@ -1,0 +1,209 @@
+//! What the configuration file's reader says to mistakes, and what follows from what is right.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rawr_userspace::config::{Config, ConfigError, Datapath, Draft, Mistakes, Place, Problem};
+use rawr_userspace::control::Kind;
+
+const FULL: &str = r#"
+instance = "edge"
+kind = "gateway"
+listen = ["192.0.2.1", "[2001:db8::1]:4000"]
+interfaces = ["eth0", "eth1"]
+datapath = "generic"
+table_length = 65536
+data_ports = "50000-59999"
+userspace_threads = 2
+session_rate = "8Mbit/s"
+trusted = ["192.0.2.77/24"]
+secrets = ["old", "new"]
+max_lifetime = 300
+
+[limits]
+sessions = 10
+
+[[gateways]]
+address = "rawr:gw1.example.net"
+username = "edge-17"
+password = "hunter2"
+
+[[gateways]]
+address = "192.0.2.9:5000"
+
+[[users]]
+name = "alice"
+password = "hunter2"
+"#;
+
+#[test]
+fn a_file_becomes_a_configuration() {
+    let config = Config::from_toml(FULL).unwrap();
+    assert_eq!(config.instance.as_str(), "edge");
+    assert_eq!((config.kind, config.datapath), (Kind::Gateway, Datapath::Generic));
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["192.0.2.1:3478", "[2001:db8::1]:4000"]);
+    assert_eq!(config.session_rate.unwrap().bytes_per_second(), 1_000_000);
+    assert_eq!(config.trusted, ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(config.max_lifetime, Duration::from_secs(300));
+    assert_eq!((config.limits.sessions, config.limits.half_open), (10, 20_000));
+    let parents: Vec<_> =
+        config.gateways.iter().map(|gateway| gateway.address.to_string()).collect();
+    assert_eq!(parents, ["rawr:gw1.example.net:3478", "rawr:192.0.2.9:5000"]);
+    assert!(config.gateways[0].credentials.is_some() && config.gateways[1].credentials.is_none());
+    assert_eq!(config.state_dir.to_str(), Some("/run/rawr/edge"));
+    assert_eq!(config.admin_socket.to_str(), Some("/run/rawr/edge/admin.sock"));
+}
+
+#[test]
+fn no_secret_shows_in_debug_output() {
+    let shown = format!("{:?}", Config::from_toml(FULL).unwrap());
+    assert!(shown.contains("edge-17"));
+    for secret in ["hunter2", "\"old\"", "\"new\""] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+#[test]
+fn a_root_trusts_nobody_and_looks_up_nothing_by_default() {
+    let config = Config::from_toml("kind = \"root\"").unwrap();
+    assert!(config.trusted.is_empty() && !config.mac_lookup);
+    let config = Config::from_toml("").unwrap();
+    assert!(config.trusted.contains(&"192.168.0.0/16".parse().unwrap()) && config.mac_lookup);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let flags = Draft {
+        datapath: Some(Datapath::Userspace),
+        trusted: Some(Vec::new()),
+        ..Draft::default()
+    };
+    let config = Draft::from_toml(FULL).unwrap().overridden_by(flags).finish().unwrap();
+    assert_eq!(config.datapath, Datapath::Userspace);
+    assert!(config.trusted.is_empty());
+    assert_eq!(config.instance.as_str(), "edge");
+}
+
+#[test]
+fn every_mistake_is_told_with_its_place() {
+    let text = "\
+kinds = \"root\"
+listen = [\"0.0.0.0:3478\", \"nowhere\"]
+table_length = 1000
+  userspace_threads = \"two\"
+interfaces = [\"lo\"]
+colour = 1
+
+[limits]
+sesions = 3
+
+[[users]]
+name = \"alice\"
+
+[[gateways]]
+address = \"rawrs:gw.example.net\"
+";
+    let told: Vec<String> = mistakes(text).0.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "1:1: kinds: unknown key; did you mean kind?",
+            "2:27: listen[1]: expected an address with or without port, as \"0.0.0.0:3478\" or \
+             \"[::]:3478\"",
+            "3:16: table_length: expected a power of two from 1024 to 16777216",
+            "4:23: userspace_threads: expected a whole number, without quotes",
+            "5:15: interfaces[0]: the loopback interface cannot be forwarded on",
+            "6:1: colour: unknown key",
+            "9:1: limits.sesions: unknown key; did you mean sessions?",
+            "11:1: users[0].password: missing",
+            "15:11: gateways[0].address: gateways speak UDP: use rawr: without transport=tcp",
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_its_place() {
+    let found = mistakes("kind = \"root\"\nlisten = [\"0.0.0.0\"\nlog = \"info\"\n");
+    let first = &found.0[0];
+    assert!(matches!(&first.problem, Problem::Syntax(_)), "{first:?}");
+    assert!(first.place.is_some_and(|place| (2..=3).contains(&place.line)), "{first:?}");
+    let twice = mistakes("log = \"info\"\nlog = \"warn\"\n");
+    assert_eq!(twice.0[0].place, Some(Place { line: 2, column: 1 }), "{twice:?}");
+}
+
+#[test]
+fn contradictions_are_told_with_the_place_of_one_side() {
+    for (text, expected) in [
+        (
+            "kind = \"root\"\nmac_lookup = true\n[[gateways]]\naddress = \"a\"\n",
+            &["3:3: gateways: a root", "2:1: mac_lookup: a root"][..],
+        ),
+        ("max_lifetime = 60\n", &[" default_lifetime: is longer"][..]),
+        ("data_ports = \"3000-4000\"\n", &["1:1: data_ports: contain a port of listen"][..]),
+    ] {
+        let found = mistakes(text).0;
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (mistake, expected) in found.iter().zip(expected) {
+            assert!(mistake.to_string().starts_with(expected), "{mistake}");
+        }
+    }
+}
+
+#[test]
+fn wrong_types_are_mistakes_and_never_panics() {
+    for key in ["listen", "kind", "limits", "gateways", "users", "hop_limit", "mac_lookup", "log"] {
+        for value in ["1", "-1", "1.5", "\"\"", "[[]]", "[1]", "{}", "{a=1}", "1979-05-27", "0x10"]
+        {
+            let text = format!("{key} = {value}\n");
+            if let Err(Mistakes(found)) = Config::from_toml(&text) {
+                assert!(found.iter().all(|mistake| mistake.key.starts_with(key)), "{found:?}");
+            } else {
+                let right = (key, value) == ("hop_limit", "1") || (key, value) == ("limits", "{}");
+                assert!(right, "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load("/nowhere/rawr.toml".as_ref()).unwrap_err();
+    assert!(matches!(error, ConfigError::Unreadable { .. }));
+    assert!(error.to_string().contains("/nowhere/rawr.toml"), "{error}");
+}
+
+#[test]
+fn the_command_checks_a_file() {
+    let dir = std::env::temp_dir().join(format!("rawr-config-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let file = dir.join("rawr.toml");
+    let check = || rawr(&["config", "check", file.to_str().unwrap()]);
+
+    std::fs::write(&file, FULL).unwrap();
+    let right = check();
+    std::fs::write(&file, "kinds = 1\nlog = 2\n").unwrap();
+    let wrong = check();
+    std::fs::remove_dir_all(&dir).unwrap();
+
+    assert!(right.status.success(), "{right:?}");
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    let told = String::from_utf8(wrong.stderr).unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert!(lines[0].contains("rawr.toml:1:1: kinds: unknown key; did you mean kind?"), "{told}");
+    assert!(lines[1].contains("rawr.toml:2:7: log: expected text in quotes"), "{told}");
+}
+
+fn mistakes(text: &str) -> Mistakes {
+    Config::from_toml(text).unwrap_err()
+}
+
+/// Runs the command, which is built beside the tests.
+fn rawr(args: &[&str]) -> Output {
+    let test = std::env::current_exe().unwrap();
+    let command = test.ancestors().nth(2).unwrap().join("rawr");
+    assert!(command.exists(), "{} is missing: build it with `cargo build`", command.display());
+    Command::new(command).args(args).output().unwrap()
+}

@@ -1,0 +1,570 @@
+//! The XDP program in this machine's kernel: a packet in; verdict, packet and counters out.
+//!
+//! Every case runs through the same function in this process as well, and has to come out the same.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rawr_common::entry::Account;
+use rawr_common::flow::{Counters, Flow4, Flow6, Rate, VACANT};
+use rawr_common::reason::Reason;
+use rawr_common::relay::Verdict;
+use rawr_tests::kernel::{Kernel, action};
+use rawr_tests::packet::{Packet, SERVICE_VLAN, VLAN};
+use rawr_tests::privilege::need_root;
+use rawr_tests::world::{ENTRIES, Entry, Host, INGRESS, MTU, Route, entries, plain, routes};
+
+/// Largest program, in bytes of the kernel's instructions.
+const LARGEST_PROGRAM: u32 = 16 * 1024;
+/// Deepest stack, in bytes.
+const DEEPEST_STACK: u32 = 256;
+
+#[test]
+fn program_loads_and_stays_small() {
+    if !need_root("program_loads_and_stays_small") {
+        return;
+    }
+    let mut kernel = Kernel::load(ENTRIES).unwrap();
+    let (size, stack) = (kernel.translated_size().unwrap(), kernel.stack_depth().unwrap());
+    println!("{size} bytes translated, {stack} bytes of stack");
+    assert!(size <= LARGEST_PROGRAM, "{size} bytes translated");
+    assert!(stack <= DEEPEST_STACK, "{stack} bytes of stack");
+}
+
+#[test]
+fn program_has_no_map_for_logs_or_events() {
+    let Some(relay) = Relay::new("program_has_no_map_for_logs_or_events") else { return };
+    let mut names = relay.kernel.map_names();
+    names.sort();
+    let rodata = names.iter().position(|name| name.ends_with("rodata")).unwrap();
+    names.remove(rodata);
+    assert_eq!(names, ["COUNTERS", "EGRESS", "FLOWS4", "FLOWS6", "RATES", "REASONS"]);
+}
+
+#[test]
+fn forwards_each_route_exactly_as_built_from_scratch() {
+    let Some(mut relay) = Relay::new("forwards_each_route_exactly_as_built_from_scratch") else {
+        return;
+    };
+    for route in routes() {
+        relay.forwards(&route, &route.packet());
+    }
+}
+
+#[test]
+fn tags_in_do_not_matter() {
+    let Some(mut relay) = Relay::new("tags_in_do_not_matter") else { return };
+    for tags in [vec![(VLAN, 5)], vec![(SERVICE_VLAN, 6)], vec![(SERVICE_VLAN, 6), (VLAN, 5)]] {
+        for route in routes() {
+            relay.forwards(&route, &Packet { tags: tags.clone(), ..route.packet() });
+        }
+    }
+}
+
+#[test]
+fn three_tags_are_passed_up() {
+    let Some(mut relay) = Relay::new("three_tags_are_passed_up") else { return };
+    let packet = Packet { tags: vec![(VLAN, 5); 3], ..plain(true, true).packet() };
+    relay.passes(&packet.frame(), Reason::TooManyTags);
+}
+
+#[test]
+fn mutate_then_pass_cannot_happen() {
+    let Some(mut relay) = Relay::new("mutate_then_pass_cannot_happen") else { return };
+    for route in routes() {
+        let packet = route.packet();
+        relay.passes(&Packet { ttl: 1, ..packet.clone() }.frame(), Reason::TtlExpired);
+        let payload = vec![0; usize::from(MTU)];
+        relay.passes(&Packet { payload, ..packet }.frame(), Reason::TooBig);
+    }
+}
+
+#[test]
+fn unknown_udp_is_passed_up() {
+    let Some(mut relay) = Relay::new("unknown_udp_is_passed_up") else { return };
+    for route in [plain(true, true), plain(false, false)] {
+        // Each part of the 5-tuple counts, our own address included.
+        let packet = route.packet();
+        let mut others = vec![packet.clone(); 4];
+        others[0].src.set_port(9);
+        others[1].dst.set_port(9);
+        others[2].src.set_ip(packet.dst.ip());
+        others[3].dst.set_ip(packet.src.ip());
+        for other in others {
+            relay.passes(&other.frame(), Reason::NoFlow);
+        }
+    }
+}
+
+#[test]
+fn the_hosts_own_dns_quic_and_ntp_are_passed_up() {
+    let Some(mut relay) = Relay::new("the_hosts_own_dns_quic_and_ntp_are_passed_up") else {
+        return;
+    };
+    for route in [plain(true, true), plain(false, false)] {
+        for service in [53, 123, 443] {
+            // An answer to a port that the relay uses, too.
+            let mut answer = route.packet();
+            answer.src.set_port(service);
+            relay.passes(&answer.frame(), Reason::NoFlow);
+        }
+    }
+}
+
+#[test]
+fn zero_udp_checksum_stays_zero_over_ipv4() {
+    let Some(mut relay) = Relay::new("zero_udp_checksum_stays_zero_over_ipv4") else { return };
+    let route = plain(true, true);
+    relay.forwards(&route, &Packet { checksum: false, ..route.packet() });
+}
+
+#[test]
+fn zero_udp_checksum_never_leaves_over_ipv6() {
+    let Some(mut relay) = Relay::new("zero_udp_checksum_never_leaves_over_ipv6") else { return };
+    for route in [plain(true, false), plain(false, false), plain(false, true)] {
+        let packet = Packet { checksum: false, ..route.packet() };
+        relay.passes(&packet.frame(), Reason::NoChecksum);
+    }
+}
+
+#[test]
+fn udp_checksum_that_becomes_0_leaves_as_ffff() {
+    let Some(mut relay) = Relay::new("udp_checksum_that_becomes_0_leaves_as_ffff") else { return };
+    for (from_v4, to_v4) in [(true, true), (false, false), (true, false), (false, true)] {
+        let route = plain(from_v4, to_v4);
+        // Of all payloads of two bytes, one makes the outgoing checksum 0, and one the incoming.
+        let (mut becomes, mut was) = (0, 0);
+        for payload in 0..=u16::MAX {
+            let packet = Packet { payload: payload.to_be_bytes().to_vec(), ..route.packet() };
+            let checksum = |packet: &Packet| {
+                let (frame, offset) = (packet.frame(), packet.udp_offset() + 6);
+                [frame[offset], frame[offset + 1]]
+            };
+            let ends = [checksum(&packet), checksum(&route.expected(&packet))];
+            if ends.contains(&[0xff, 0xff]) {
+                becomes += u32::from(ends[1] == [0xff, 0xff]);
+                was += u32::from(ends[0] == [0xff, 0xff]);
+                relay.forwards(&route, &packet);
+            }
+        }
+        assert!(becomes > 0 && was > 0, "{from_v4} to {to_v4}: {becomes} and {was}");
+    }
+}
+
+#[test]
+fn odd_lengths_come_out_right() {
+    let Some(mut relay) = Relay::new("odd_lengths_come_out_right") else { return };
+    for route in routes() {
+        for len in [0, 1, 2, 3, 17, 159, 1200, 1451] {
+            let payload = (0..len).map(|byte| byte as u8 ^ 0xa5).collect();
+            relay.forwards(&route, &Packet { payload, ..route.packet() });
+        }
+    }
+}
+
+#[test]
+fn fragments_are_passed_up() {
+    let Some(mut relay) = Relay::new("fragments_are_passed_up") else { return };
+    let packet = plain(true, true).packet();
+    // The first (more follow), one in the middle, the last; a later one may hold anything.
+    for fragment in [0x2000, 0x2001, 0x0001, 0x1fff] {
+        relay.passes(&Packet { fragment, ..packet.clone() }.frame(), Reason::Fragment);
+    }
+    let route = plain(true, true);
+    relay.forwards(&route, &Packet { fragment: 0, ..packet });
+    relay.passes(&with_next_header(&plain(false, false).packet(), 44), Reason::Fragment);
+}
+
+#[test]
+fn ipv4_options_are_passed_up() {
+    let Some(mut relay) = Relay::new("ipv4_options_are_passed_up") else { return };
+    let packet = plain(true, true).packet();
+    for words in 6..=15_u8 {
+        let mut frame = packet.frame();
+        frame[packet.ip_offset()] = 0x40 | words;
+        relay.passes(&frame, Reason::Options);
+    }
+}
+
+#[test]
+fn ipv6_extension_headers_are_passed_up() {
+    let Some(mut relay) = Relay::new("ipv6_extension_headers_are_passed_up") else { return };
+    for header in [0, 43, 50, 51, 60, 135] {
+        let frame = with_next_header(&plain(false, false).packet(), header);
+        relay.passes(&frame, Reason::ExtensionHeader);
+    }
+}
+
+#[test]
+fn what_is_not_udp_is_passed_up() {
+    let Some(mut relay) = Relay::new("what_is_not_udp_is_passed_up") else { return };
+    for protocol in [1, 6, 47, 132] {
+        let packet = plain(true, true).packet();
+        let mut frame = packet.frame();
+        frame[packet.ip_offset() + 9] = protocol;
+        relay.passes(&frame, Reason::NotUdp);
+        relay.passes(&with_next_header(&plain(false, false).packet(), protocol), Reason::NotUdp);
+    }
+    let mut arp = plain(true, true).packet().frame();
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    relay.passes(&arp, Reason::NotIp);
+}
+
+#[test]
+fn ethernet_padding_is_no_payload() {
+    let Some(mut relay) = Relay::new("ethernet_padding_is_no_payload") else { return };
+    for route in routes() {
+        for payload in [vec![], vec![7], vec![7; 5]] {
+            let mut packet = Packet { payload, ..route.packet() };
+            packet.padding = 60_usize.saturating_sub(packet.frame().len()).max(3);
+            relay.forwards(&route, &packet);
+        }
+    }
+}
+
+#[test]
+fn lengths_that_disagree_are_passed_up() {
+    let Some(mut relay) = Relay::new("lengths_that_disagree_are_passed_up") else { return };
+    for (route, ip_len) in [(plain(true, true), 2), (plain(false, false), 4)] {
+        let packet = route.packet();
+        for (offset, name) in
+            [(packet.ip_offset() + ip_len, "IP"), (packet.udp_offset() + 4, "UDP")]
+        {
+            let right = packet.frame();
+            let len = u16::from_be_bytes([right[offset], right[offset + 1]]);
+            for wrong in [0, 7, len - 1, len + 1, 0xffff] {
+                let mut frame = right.clone();
+                frame[offset..offset + 2].copy_from_slice(&wrong.to_be_bytes());
+                println!("{name} length {wrong} instead of {len}");
+                relay.passes(&frame, Reason::Malformed);
+            }
+        }
+    }
+}
+
+#[test]
+fn udp_length_below_8_is_passed_up() {
+    let Some(mut relay) = Relay::new("udp_length_below_8_is_passed_up") else { return };
+    for (route, ip_len, header) in [(plain(true, true), 2, 20), (plain(false, false), 4, 0)] {
+        let packet = route.packet();
+        for len in 0..8_u16 {
+            let mut frame = packet.frame();
+            let (ip, udp) = (packet.ip_offset() + ip_len, packet.udp_offset() + 4);
+            frame[ip..ip + 2].copy_from_slice(&(header + len).to_be_bytes());
+            frame[udp..udp + 2].copy_from_slice(&len.to_be_bytes());
+            relay.passes(&frame, Reason::Malformed);
+        }
+    }
+}
+
+#[test]
+fn a_frame_cut_short_is_passed_up() {
+    let Some(mut relay) = Relay::new("a_frame_cut_short_is_passed_up") else { return };
+    for route in [plain(true, true), plain(false, false)] {
+        let packet = route.packet();
+        let frame = packet.frame();
+        for len in 14..frame.len() {
+            let reason = if len < packet.udp_offset() { Reason::NotIp } else { Reason::Malformed };
+            relay.passes(&frame[..len], reason);
+        }
+    }
+}
+
+#[test]
+fn ttl_is_decremented_and_never_becomes_0() {
+    let Some(mut relay) = Relay::new("ttl_is_decremented_and_never_becomes_0") else { return };
+    for route in routes() {
+        for ttl in [0, 1] {
+            relay.passes(&Packet { ttl, ..route.packet() }.frame(), Reason::TtlExpired);
+        }
+        for ttl in [2, 3, 128, 255] {
+            relay.forwards(&route, &Packet { ttl, ..route.packet() });
+        }
+    }
+}
+
+#[test]
+fn what_exceeds_the_egress_mtu_is_passed_up() {
+    let Some(mut relay) = Relay::new("what_exceeds_the_egress_mtu_is_passed_up") else { return };
+    for route in routes() {
+        let headers = if route.to.0.is_ipv4() { 28 } else { 48 };
+        let fits = usize::from(MTU) - headers;
+        relay.forwards(&route, &Packet { payload: vec![1; fits], ..route.packet() });
+        let packet = Packet { payload: vec![1; fits + 1], ..route.packet() };
+        relay.passes(&packet.frame(), Reason::TooBig);
+    }
+}
+
+#[test]
+fn hairpin_between_two_flows_of_this_relay() {
+    let Some(mut relay) = Relay::new("hairpin_between_two_flows_of_this_relay") else { return };
+    // What leaves by the first is addressed to us again, for the second.
+    let (mut first, second) = (plain(true, true), plain(false, true));
+    first.index = 200;
+    first.from.1.set_port(0xc300 + 200);
+    let mut back = plain(true, true);
+    first.to = back.from;
+    back.to = second.to;
+    relay.install(&first, 1);
+    relay.install(&back, 1);
+    relay.forwards(&first, &first.packet());
+    let between = first.expected(&first.packet());
+    relay.forwards(&back, &between);
+}
+
+#[test]
+fn next_hop_changes_take_effect_on_the_next_packet() {
+    let Some(mut relay) = Relay::new("next_hop_changes_take_effect_on_the_next_packet") else {
+        return;
+    };
+    for mut route in routes() {
+        relay.forwards(&route, &route.packet());
+        route.exit.dst_mac = [0x02, 0, 0, 0, 9, 9];
+        relay.install(&route, 2);
+        relay.forwards(&route, &route.packet());
+    }
+}
+
+#[test]
+fn an_entry_that_changes_is_not_used() {
+    let Some(mut relay) = Relay::new("an_entry_that_changes_is_not_used") else { return };
+    for route in routes() {
+        relay.install(&route, VACANT);
+        relay.passes(&route.packet().frame(), Reason::NoFlow);
+    }
+    // Half of a translated flow has been replaced: the two generations differ.
+    let route = plain(true, false);
+    relay.install(&route, 5);
+    let newer = Account { generation: 6, counter: route.index, rated: false };
+    let reverse = entries(&route, newer).into_iter().find(|entry| matches!(entry, Entry::V6(..)));
+    relay.set(reverse.unwrap());
+    relay.passes(&route.packet().frame(), Reason::FlowChanging);
+}
+
+#[test]
+fn redirects_unless_transmission_back_is_possible() {
+    let Some(mut relay) = Relay::new("redirects_unless_transmission_back_is_possible") else {
+        return;
+    };
+    for mut route in routes() {
+        // `forwards` knows the expected action by the route's flag; another interface forbids it.
+        if route.exit.tx {
+            route.exit.ifindex = INGRESS + 1;
+            relay.install(&route, 2);
+            let (verdict, _) = relay.host.run(&route.packet().frame());
+            assert_eq!(verdict, Verdict::Redirect { slot: 0 });
+            let outcome = relay.kernel.run(&route.packet().frame(), 1).unwrap();
+            assert_eq!(outcome.action, action::REDIRECT);
+            assert_eq!(outcome.frame, route.expected(&route.packet()).frame());
+        }
+    }
+}
+
+#[test]
+fn without_an_egress_interface_packets_are_passed_up() {
+    let Some(mut relay) = Relay::new("without_an_egress_interface_packets_are_passed_up") else {
+        return;
+    };
+    for mut route in routes() {
+        route.exit.egress = 1;
+        route.exit.tx = false;
+        relay.install(&route, 2);
+        relay.passes(&route.packet().frame(), Reason::NoEgress);
+    }
+}
+
+#[test]
+fn counters_count_per_flow_and_only_what_is_forwarded() {
+    let Some(mut relay) = Relay::new("counters_count_per_flow_and_only_what_is_forwarded") else {
+        return;
+    };
+    let route = plain(true, true);
+    for len in 0..100 {
+        relay.forwards(&route, &Packet { payload: vec![0; len], ..route.packet() });
+    }
+    let counters = relay.kernel.counters(route.index).unwrap();
+    assert_eq!(counters, Counters { packets: 100, bytes: (0..100).map(|len| len + 28).sum() });
+}
+
+#[test]
+fn rate_limit_drops_what_exceeds_it() {
+    let Some(mut relay) = Relay::new("rate_limit_drops_what_exceeds_it") else { return };
+    let route = plain(true, true);
+    let account = Account { generation: 2, counter: route.index, rated: true };
+    for entry in entries(&route, account) {
+        relay.set(entry);
+    }
+    // One KiB per second: after the burst, no other packet fits for seconds.
+    let rate = Rate::new(1024, Duration::from_secs(10));
+    relay.kernel.set_rate(route.index, rate).unwrap();
+    let packet = Packet { payload: vec![0; 996], ..route.packet() };
+    let actions = (0..20).map(|_| relay.kernel.run(&packet.frame(), 1).unwrap().action);
+    let actions: Vec<u32> = actions.collect();
+    assert_eq!(actions, [[action::TX; 10], [action::DROP; 10]].concat());
+    assert_eq!(relay.kernel.reasons().unwrap(), [(Reason::RateLimited, 10)]);
+    let counters = relay.kernel.counters(route.index).unwrap();
+    assert_eq!(counters, Counters { packets: 10, bytes: 10 * 1024 });
+}
+
+#[test]
+fn kernel_and_host_agree_on_random_packets() {
+    let Some(mut relay) = Relay::new("kernel_and_host_agree_on_random_packets") else { return };
+    let seed = 0x5eed;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let routes = routes();
+    let mut forwarded = 0;
+    for round in 0..200_000 {
+        let route = &routes[rng.random_range(0..routes.len())];
+        let packet = random_packet(&mut rng, route);
+        let mut frame = packet.frame();
+        if rng.random_bool(0.5) {
+            damage(&mut rng, &mut frame, packet.udp_offset() + 8);
+        }
+        let (verdict, expected) = relay.host.run(&frame);
+        let outcome = relay.kernel.run(&frame, 1).unwrap();
+        let case = || format!("round {round} of seed {seed:#x}: {packet:?} as {frame:02x?}");
+        assert_eq!(outcome.action, action_of(verdict), "{}", case());
+        assert_eq!(outcome.frame, expected, "{}", case());
+        match verdict {
+            Verdict::Pass(_) | Verdict::Drop(_) => assert_eq!(outcome.frame, frame, "{}", case()),
+            Verdict::Transmit | Verdict::Redirect { .. } => forwarded += 1,
+        }
+    }
+    println!("{forwarded} of 200000 forwarded");
+    assert!(forwarded > 80_000, "only {forwarded} were forwarded");
+    let on_host: Vec<Counters> = relay.host.counters.iter().map(Cell::get).collect();
+    assert_eq!(relay.counts().flows, on_host);
+}
+
+/// The program in the kernel and the same function in this process, with the same flows.
+struct Relay {
+    kernel: Kernel,
+    host: Host,
+}
+
+impl Relay {
+    /// With all routes, or `None` if this machine does not let us.
+    fn new(test: &str) -> Option<Self> {
+        if !need_root(test) {
+            return None;
+        }
+        let mut kernel = Kernel::load(ENTRIES).unwrap();
+        kernel.set_egress(0, INGRESS).unwrap();
+        let mut relay = Self { kernel, host: Host::new() };
+        for route in routes() {
+            relay.install(&route, 1);
+        }
+        Some(relay)
+    }
+
+    fn install(&mut self, route: &Route, generation: u32) {
+        let account = Account { generation, counter: route.index, rated: false };
+        for entry in entries(route, account) {
+            self.set(entry);
+        }
+    }
+
+    fn set(&mut self, entry: Entry) {
+        match entry {
+            Entry::V4(index, ref flow) => self.kernel.set_flow4(index, flow),
+            Entry::V6(index, ref flow) => self.kernel.set_flow6(index, flow),
+        }
+        .unwrap();
+        self.host.set(entry);
+    }
+
+    /// Asserts that a packet leaves as the route says, is counted there, and nowhere else.
+    fn forwards(&mut self, route: &Route, packet: &Packet) {
+        let mut expected = self.counts();
+        let frame = packet.frame();
+        let outcome = self.kernel.run(&frame, 1).unwrap();
+        assert_eq!(outcome.action, action_of(route.verdict()), "{packet:?}");
+        assert_eq!(outcome.frame, route.expected(packet).frame(), "{packet:?}");
+        assert_eq!(self.host.run(&frame), (route.verdict(), outcome.frame), "{packet:?}");
+
+        let counters = &mut expected.flows[route.index as usize];
+        counters.packets += 1;
+        counters.bytes += packet.ip_len() as u64;
+        assert_eq!(self.counts(), expected, "{packet:?}");
+    }
+
+    /// Asserts that a frame goes up untouched and is counted under this reason alone.
+    fn passes(&mut self, frame: &[u8], reason: Reason) {
+        let mut expected = self.counts();
+        let outcome = self.kernel.run(frame, 1).unwrap();
+        assert_eq!((outcome.action, outcome.frame.as_slice()), (action::PASS, frame), "{reason:?}");
+        assert_eq!(self.host.run(frame), (Verdict::Pass(reason), frame.to_vec()));
+
+        *expected.reasons.entry(reason).or_default() += 1;
+        assert_eq!(self.counts(), expected, "{reason:?}");
+    }
+
+    /// Everything that the kernel has counted.
+    fn counts(&self) -> Counts {
+        Counts {
+            flows: (0..ENTRIES).map(|index| self.kernel.counters(index).unwrap()).collect(),
+            reasons: self.kernel.reasons().unwrap().into_iter().collect(),
+        }
+    }
+}
+
+/// All counters: one pair per flow, and the reasons that have occurred.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    flows: Vec<Counters>,
+    reasons: BTreeMap<Reason, u64>,
+}
+
+fn action_of(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Pass(_) => action::PASS,
+        Verdict::Drop(_) => action::DROP,
+        Verdict::Transmit => action::TX,
+        Verdict::Redirect { .. } => action::REDIRECT,
+    }
+}
+
+/// An IPv6 packet's frame with another next header.
+fn with_next_header(packet: &Packet, header: u8) -> Vec<u8> {
+    let mut frame = packet.frame();
+    frame[packet.ip_offset() + 6] = header;
+    frame
+}
+
+fn random_packet(rng: &mut StdRng, route: &Route) -> Packet {
+    let mut packet = route.packet();
+    let tag = |rng: &mut StdRng| ([VLAN, SERVICE_VLAN][rng.random_range(0..2)], rng.random());
+    packet.tags = (0..rng.random_range(0..=2)).map(|_| tag(rng)).collect();
+    packet.class = rng.random();
+    packet.ttl = rng.random_range(2..=255);
+    packet.id = rng.random();
+    packet.fragment = [0, 0x4000][rng.random_range(0..2)];
+    packet.flow_label = rng.random_range(0..1 << 20);
+    let longest = if rng.random_bool(0.9) { 64 } else { 1440 };
+    packet.payload = (0..rng.random_range(0..=longest)).map(|_| rng.random()).collect();
+    packet.checksum = rng.random_bool(0.9);
+    packet.padding = rng.random_range(0..20);
+    packet
+}
+
+/// Overwrites some of the headers' bytes, or cuts the frame short.
+fn damage(rng: &mut StdRng, frame: &mut Vec<u8>, headers: usize) {
+    for _ in 0..rng.random_range(1..=3) {
+        let index = rng.random_range(12..headers);
+        frame[index] = if rng.random() { rng.random() } else { frame[index] ^ 1 };
+    }
+    if rng.random_bool(0.2) {
+        let len = rng.random_range(14..=frame.len());
+        frame.truncate(len);
+    }
+}
+
+/// The layout that both sides rely on.
+#[test]
+fn entries_are_whole_cache_lines() {
+    assert_eq!((size_of::<Flow4>(), size_of::<Flow6>()), (64, 128));
+}
