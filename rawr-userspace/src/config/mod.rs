@@ -9,7 +9,6 @@ mod value;
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,10 +141,6 @@ impl Config {
             rate: self.session_rate.map(Rate::bytes_per_second),
             limits: self.limits,
         }
-    }
-
-    pub fn data_port_range(&self) -> RangeInclusive<u16> {
-        self.data_ports.0.clone()
     }
 
     /// What concerns forwarding in userspace.
