@@ -37,7 +37,9 @@ pub fn ip_delta(from: &Tuple4, to: &Tuple4) -> u16 {
 /// The checksum of something that had `checksum` and of which the words' sum has changed by `delta`.
 #[inline(always)]
 pub fn update(checksum: [u8; 2], delta: u16) -> [u8; 2] {
-    Sum(u32::from(!u16::from_ne_bytes(checksum))).word(delta).checksum()
+    let sum = u32::from(!u16::from_ne_bytes(checksum)) + u32::from(delta);
+    // Two words carry once, and not again when the carry is added.
+    (!((sum + (sum >> 16)) as u16)).to_ne_bytes()
 }
 
 /// The header checksum of `ip`, whatever its checksum field says.
@@ -65,7 +67,11 @@ pub fn ipv4_header(ip: &Ipv4) -> [u8; 2] {
 /// (RFC 768).
 #[inline(always)]
 pub fn sent(checksum: [u8; 2]) -> [u8; 2] {
-    if checksum == [0, 0] { [0xff, 0xff] } else { checksum }
+    match u16::from_ne_bytes(checksum) {
+        0 => u16::MAX,
+        checksum => checksum,
+    }
+    .to_ne_bytes()
 }
 
 impl Sum {

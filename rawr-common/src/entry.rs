@@ -1,22 +1,14 @@
-//! How userspace makes entries of the flow tables.
+//! How userspace makes entries of the flow tables and exits.
 
 use crate::checksum::{ip_delta, udp_delta};
-use crate::flow::{Flow4, Flow6, Recipe, Tuple4, Tuple6, flags};
+use crate::flow::{Counters, Exit, Flow4, Flow6, Recipe, Tuple4, Tuple6, flags};
 
-/// How packets leave towards one next hop.
+/// The next hop of a flow's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Exit {
-    /// Interface that they leave by.
-    pub ifindex: u32,
-    /// Slot of that interface in the device map.
-    pub egress: u8,
-    pub src_mac: [u8; 6],
+pub struct Hop {
+    /// Index of the exit that leads there.
+    pub exit: u8,
     pub dst_mac: [u8; 6],
-    pub tags: Tags,
-    /// Largest layer 3 packet, in bytes.
-    pub mtu: u16,
-    /// Whether `XDP_TX` may be used for packets that came in by the same interface.
-    pub tx: bool,
 }
 
 /// VLAN tags of packets that leave, by their tag control information (host order).
@@ -37,64 +29,97 @@ pub enum Tags {
 pub struct Account {
     /// Anything but [`VACANT`](crate::flow::VACANT); another one each time an entry is written.
     pub generation: u32,
-    /// Index of the counters and of the rate limit.
-    pub counter: u32,
-    /// Whether the rate limit is looked at.
-    pub rated: bool,
+    /// Index of the rate limit, if there is one.
+    pub rate: Option<u32>,
+}
+
+impl Exit {
+    /// Packets of up to `mtu` bytes of layer 3 leave by `ifindex`, from `src_mac`, without tags.
+    pub fn new(ifindex: u32, src_mac: [u8; 6], mtu: u16) -> Self {
+        Self { ifindex, mtu, src_mac, ..Self::default() }
+    }
+
+    /// The same with these tags.
+    #[must_use]
+    pub fn tagged(self, tags: Tags) -> Self {
+        let (kind, vlan) = match tags {
+            Tags::None => (0, [0, 0]),
+            Tags::Customer(tag) => (flags::VLAN, [tag, 0]),
+            Tags::Service(tag) => (flags::VLAN | flags::SERVICE_TAG, [tag, 0]),
+            Tags::Both { service, customer } => (flags::VLAN | flags::QINQ, [service, customer]),
+        };
+        Self { flags: self.flags & flags::TX | kind, vlan: vlan.map(u16::to_be_bytes), ..self }
+    }
+
+    /// The same with or without leave to use `XDP_TX` for packets that came in by this interface.
+    #[must_use]
+    pub fn transmitting(self, tx: bool) -> Self {
+        let flags = if tx { self.flags | flags::TX } else { self.flags & !flags::TX };
+        Self { flags, ..self }
+    }
+
+    /// The tags that packets leave with.
+    pub fn tags(&self) -> Tags {
+        let [outer, inner] = self.vlan.map(u16::from_be_bytes);
+        if self.flags & flags::QINQ != 0 {
+            Tags::Both { service: outer, customer: inner }
+        } else if self.flags & flags::VLAN == 0 {
+            Tags::None
+        } else if self.flags & flags::SERVICE_TAG != 0 {
+            Tags::Service(outer)
+        } else {
+            Tags::Customer(outer)
+        }
+    }
+
+    /// Whether `XDP_TX` may be used for packets that came in by this interface.
+    pub fn transmits(&self) -> bool {
+        self.flags & flags::TX != 0
+    }
 }
 
 impl Flow4 {
     /// Packets that arrive as `from` leave as `to`, over IPv4 both.
-    pub fn new(from: Tuple4, to: Tuple4, exit: &Exit, account: Account) -> Self {
+    pub fn new(from: Tuple4, to: Tuple4, hop: Hop, account: Account) -> Self {
         let ip_delta = ip_delta(&from, &to);
-        let recipe = Recipe { ip_delta, ..recipe(udp_delta(&from, &to), exit, account) };
-        Self { from, to, recipe, reverse: 0 }
+        let recipe = Recipe { ip_delta, ..recipe(udp_delta(&from, &to), hop, account) };
+        Self { from, to, counters: Counters::default(), recipe }
     }
 
     /// Packets that arrive as `from` over IPv4 leave as `to` over IPv6. `reverse` is the index in the
     /// IPv6 table of the flow whose `from` is `to` mirrored; its generation has to be this one's.
-    pub fn to_ipv6(from: Tuple4, to: &Tuple6, reverse: u32, exit: &Exit, account: Account) -> Self {
-        let mut recipe = recipe(udp_delta(&from, to), exit, account);
+    pub fn to_ipv6(from: Tuple4, to: &Tuple6, reverse: u32, hop: Hop, account: Account) -> Self {
+        let mut recipe = recipe(udp_delta(&from, to), hop, account);
         recipe.flags |= flags::TO_IPV6;
-        Self { from, to: Tuple4::default(), recipe, reverse }
+        recipe.reverse = reverse;
+        Self { from, recipe, ..Self::default() }
     }
 }
 
 impl Flow6 {
     /// Packets that arrive as `from` leave as `to`, over IPv6 both.
-    pub fn new(from: Tuple6, to: Tuple6, exit: &Exit, account: Account) -> Self {
-        let mut recipe = recipe(udp_delta(&from, &to), exit, account);
+    pub fn new(from: Tuple6, to: Tuple6, hop: Hop, account: Account) -> Self {
+        let mut recipe = recipe(udp_delta(&from, &to), hop, account);
         recipe.flags |= flags::TO_IPV6;
-        Self { from, recipe, to4: Tuple4::default(), to6: to }
+        Self { from, recipe, to6: to, ..Self::default() }
     }
 
     /// Packets that arrive as `from` over IPv6 leave as `to` over IPv4.
-    pub fn to_ipv4(from: Tuple6, to: Tuple4, exit: &Exit, account: Account) -> Self {
-        let recipe = recipe(udp_delta(&from, &to), exit, account);
-        Self { from, recipe, to4: to, to6: Tuple6::default() }
+    pub fn to_ipv4(from: Tuple6, to: Tuple4, hop: Hop, account: Account) -> Self {
+        let recipe = recipe(udp_delta(&from, &to), hop, account);
+        Self { from, recipe, to4: to, ..Self::default() }
     }
 }
 
-fn recipe(udp_delta: u16, exit: &Exit, account: Account) -> Recipe {
-    let (tags, vlan) = match exit.tags {
-        Tags::None => (0, [0, 0]),
-        Tags::Customer(tag) => (flags::VLAN, [tag, 0]),
-        Tags::Service(tag) => (flags::VLAN | flags::SERVICE_TAG, [tag, 0]),
-        Tags::Both { service, customer } => (flags::VLAN | flags::QINQ, [service, customer]),
-    };
-    let tx = if exit.tx { flags::TX } else { 0 };
-    let rated = if account.rated { flags::RATED } else { 0 };
+fn recipe(udp_delta: u16, hop: Hop, account: Account) -> Recipe {
     Recipe {
         generation: account.generation,
-        ifindex: exit.ifindex,
-        counter: account.counter,
-        mtu: exit.mtu,
+        rate: account.rate.unwrap_or_default(),
+        reverse: 0,
         udp_delta,
         ip_delta: 0,
-        egress: exit.egress,
-        flags: tags | tx | rated,
-        dst_mac: exit.dst_mac,
-        src_mac: exit.src_mac,
-        vlan: vlan.map(u16::to_be_bytes),
+        dst_mac: hop.dst_mac,
+        exit: hop.exit,
+        flags: if account.rate.is_some() { flags::RATED } else { 0 },
     }
 }

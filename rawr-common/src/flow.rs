@@ -2,12 +2,19 @@
 //!
 //! A *leg* is one end of a session at this server: packets from `remote` to `local`. Its flow says
 //! how such a packet leaves again. The table index follows from `local` alone, the address and port
-//! that the relay itself handed out, so that a lookup hashes nothing and touches one cache line.
+//! that the relay itself handed out, so that a lookup hashes nothing. An IPv4 flow's key, recipe and
+//! counters share one cache line, the only one of its own that a packet touches; what it shares with
+//! other flows, its [`Exit`], is small enough to stay in the cache.
 //! Multi-byte fields are byte arrays in network order unless their comment says otherwise.
 //!
 //! Userspace writes entries through shared memory while the kernel reads them. `generation` orders
 //! that: a writer stores 0, the fields, then the new generation; a reader loads it before and after
 //! it copies an entry, and passes the packet up if the two differ or are [`VACANT`].
+//!
+//! The counters are the kernel's: userspace sets them to zero before a flow takes a vacant entry, and
+//! from then on only reads them. The kernel adds to them without a lock. A flow's packets come in on
+//! one CPU, because receive-side scaling hashes the 5-tuple; while a flow moves to another CPU, a
+//! packet may go uncounted.
 
 use core::mem::offset_of;
 
@@ -16,7 +23,7 @@ pub const VACANT: u32 = 0;
 
 /// Version of everything in this crate that the kernel and userspace share. Pinned maps of another
 /// version are not taken over but filled anew.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The two ends of UDP datagrams over IPv4, as they stand in a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,51 +70,75 @@ fn word(bytes: [u8; 4]) -> u32 {
     u32::from_ne_bytes(bytes)
 }
 
+/// Both in one word, in whatever order.
 #[inline(always)]
-fn ports([s0, s1]: [u8; 2], [d0, d1]: [u8; 2]) -> u32 {
-    word([s0, s1, d0, d1])
+fn ports(src: [u8; 2], dst: [u8; 2]) -> u32 {
+    u32::from(u16::from_ne_bytes(dst)) << 16 | u32::from(u16::from_ne_bytes(src))
 }
 
-/// How a packet leaves, whatever its family: layer 2, checksums, limits.
+/// Packets and bytes (of layer 3, as received) that one flow forwarded. Host order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
+pub struct Counters {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// How a packet leaves, whatever its family: checksums, limit, next hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Recipe {
     /// See [`VACANT`]. Host order.
     pub generation: u32,
-    /// Interface that the packet leaves by. Host order.
-    pub ifindex: u32,
-    /// Index of the per-CPU counters and of the rate limit. Host order.
-    pub counter: u32,
-    /// Largest layer 3 packet that may leave, in bytes. Host order.
-    pub mtu: u16,
+    /// Index of the rate limit, if there is one ([`flags::RATED`]). Host order.
+    pub rate: u32,
+    /// Of a flow from IPv4 to IPv6: index in the IPv6 table of the reverse flow, whose `from`,
+    /// mirrored, is how the packet leaves. Its generation equals this one's. Host order.
+    pub reverse: u32,
     /// Ones' complement sum to add to the UDP checksum (RFC 1624, eqn. 3). As loaded from a packet.
     pub udp_delta: u16,
     /// The same for the IPv4 header checksum of a packet that stays IPv4, its TTL's decrement included.
     pub ip_delta: u16,
-    /// Slot of the egress interface in the device map.
-    pub egress: u8,
-    /// [`flags`].
-    pub flags: u8,
     pub dst_mac: [u8; 6],
+    /// Index of the [`Exit`].
+    pub exit: u8,
+    /// Of [`flags`]: how the packet leaves.
+    pub flags: u8,
+}
+
+/// One way out of this host, shared by any number of flows. It does not change while one names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct Exit {
+    /// Interface that packets leave by; 0 where there is no exit. Host order.
+    pub ifindex: u32,
+    /// Largest layer 3 packet that may leave, in bytes. Host order.
+    pub mtu: u16,
+    /// Of [`flags`]: tags, and `XDP_TX`.
+    pub flags: u8,
+    pub reserved: u8,
     pub src_mac: [u8; 6],
     /// 802.1Q tag control information, outer tag first; see [`flags::VLAN`].
     pub vlan: [[u8; 2]; 2],
+    /// Makes an index a shift.
+    pub unused: [u8; 14],
 }
 
-/// Bits of [`Recipe::flags`].
+/// Bits of [`Recipe::flags`] and [`Exit::flags`].
 pub mod flags {
     /// The packet leaves as IPv6. An IPv4 flow then takes its addresses from its reverse flow.
     pub const TO_IPV6: u8 = 1 << 0;
+    /// A rate limit stands at [`super::Recipe::rate`].
+    pub const RATED: u8 = 1 << 1;
+
     /// `XDP_TX` may be used where the packet leaves by the interface that it came in by.
-    pub const TX: u8 = 1 << 1;
-    /// A rate limit stands at [`super::Recipe::counter`].
-    pub const RATED: u8 = 1 << 2;
+    pub const TX: u8 = 1 << 0;
     /// One VLAN tag.
-    pub const VLAN: u8 = 1 << 3;
+    pub const VLAN: u8 = 1 << 1;
     /// Two VLAN tags (802.1ad outside, 802.1Q inside). Implies [`VLAN`].
-    pub const QINQ: u8 = 1 << 4;
+    pub const QINQ: u8 = 1 << 2;
     /// The only tag is an 802.1ad one.
-    pub const SERVICE_TAG: u8 = 1 << 5;
+    pub const SERVICE_TAG: u8 = 1 << 3;
 }
 
 /// A flow that arrives over IPv4: one cache line.
@@ -118,10 +149,8 @@ pub struct Flow4 {
     pub from: Tuple4,
     /// The packet as it leaves, over IPv4.
     pub to: Tuple4,
+    pub counters: Counters,
     pub recipe: Recipe,
-    /// Index in the IPv6 table of the reverse flow, whose `from`, mirrored, is how the packet leaves
-    /// over IPv6 ([`flags::TO_IPV6`]; its generation equals this one's). Host order.
-    pub reverse: u32,
 }
 
 /// A flow that arrives over IPv6: two cache lines.
@@ -130,19 +159,13 @@ pub struct Flow4 {
 pub struct Flow6 {
     /// The packet as it arrives.
     pub from: Tuple6,
-    pub recipe: Recipe,
     /// The packet as it leaves over IPv4, if [`flags::TO_IPV6`] is not set.
     pub to4: Tuple4,
+    pub counters: Counters,
+    pub recipe: Recipe,
     /// The packet as it leaves over IPv6, if it is.
     pub to6: Tuple6,
-}
-
-/// Packets and bytes (of layer 3, as received) that one flow forwarded on one CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Counters {
-    pub packets: u64,
-    pub bytes: u64,
+    pub reserved: [u8; 4],
 }
 
 /// A rate limit and its state: the generic cell rate algorithm (ITU-T I.371), a token bucket that
@@ -165,17 +188,20 @@ pub mod names {
     pub const FLOWS4: &str = "FLOWS4";
     /// `Array<Flow6>`, `BPF_F_MMAPABLE`, as long as [`FLOWS4`].
     pub const FLOWS6: &str = "FLOWS6";
-    /// `PerCpuArray<Counters>`, indexed by [`super::Recipe::counter`].
-    pub const COUNTERS: &str = "COUNTERS";
-    /// `Array<Rate>`, indexed like [`COUNTERS`].
+    /// `Array<Exit>`, indexed by [`super::Recipe::exit`].
+    pub const EXITS: &str = "EXITS";
+    /// `Array<Rate>`, indexed by [`super::Recipe::rate`].
     pub const RATES: &str = "RATES";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const REASONS: &str = "REASONS";
-    /// `DevMap`, indexed by [`super::Recipe::egress`].
+    /// `DevMap`, indexed like [`EXITS`].
     pub const EGRESS: &str = "EGRESS";
     /// `u32` global: length of the flow tables minus one.
     pub const TABLE_MASK: &str = "TABLE_MASK";
 }
+
+/// How many exits there may be: as many as [`Recipe::exit`] can name.
+pub const EXITS: u32 = 1 << 8;
 
 /// Index in the flow table of datagrams to port `port` (host order) of an address of ours whose last
 /// byte is `last_byte`. Addresses that differ in their last byte have 64k ports each, as far as the
@@ -186,11 +212,12 @@ pub const fn index(last_byte: u8, port: u16, table_mask: u32) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<Recipe>() == 36);
+    assert!(size_of::<Recipe>() == 24);
+    assert!(size_of::<Exit>() == 32);
     assert!(size_of::<Flow4>() == 64 && align_of::<Flow4>() == 64);
-    assert!(size_of::<Flow6>() == 128);
+    assert!(size_of::<Flow6>() == 128 && align_of::<Flow6>() == 64);
     assert!(size_of::<Counters>() == 16);
     assert!(size_of::<Rate>() == 16);
-    assert!(offset_of!(Flow4, reverse) == 60);
-    assert!(offset_of!(Flow6, to6) % 4 == 0);
+    assert!(offset_of!(Flow4, recipe) + size_of::<Recipe>() == 64);
+    assert!(offset_of!(Flow6, to6) % 8 == 0 && offset_of!(Flow6, reserved) == 124);
 };

@@ -3,7 +3,7 @@
 use core::cell::Cell;
 use core::ptr::NonNull;
 
-use crate::flow::{Counters, Flow4, Flow6, Rate};
+use crate::flow::{Exit, Flow4, Flow6, Rate};
 use crate::relay::{Frame, Tables};
 use crate::shared::Shared;
 
@@ -60,7 +60,7 @@ unsafe impl Frame for Buffer<'_> {
 pub struct Memory<'a> {
     pub flows4: &'a [Cell<Flow4>],
     pub flows6: &'a [Cell<Flow6>],
-    pub counters: &'a [Cell<Counters>],
+    pub exits: &'a [Exit],
     pub rates: &'a [Cell<Rate>],
     /// Whether there is an interface, per slot of the device map.
     pub egress: &'a [bool],
@@ -89,16 +89,14 @@ impl Tables for Memory<'_> {
         self.egress.get(usize::from(slot)).is_some_and(|there| *there)
     }
 
-    fn admit(&self, counter: u32, bytes: u16) -> bool {
-        let Some(cell) = self.rates.get(counter as usize) else { return true };
+    fn exit(&self, slot: u8) -> Option<Exit> {
+        self.exits.get(usize::from(slot)).copied()
+    }
+
+    fn admit(&self, rate: u32, bytes: u16) -> bool {
+        let Some(cell) = self.rates.get(rate as usize) else { return true };
         let Some(full_at) = cell.get().admit(self.now, bytes) else { return false };
         cell.set(Rate { full_at, ..cell.get() });
         true
-    }
-
-    fn count(&self, counter: u32, bytes: u16) {
-        let Some(cell) = self.counters.get(counter as usize) else { return };
-        let Counters { packets, bytes: total } = cell.get();
-        cell.set(Counters { packets: packets + 1, bytes: total + u64::from(bytes) });
     }
 }

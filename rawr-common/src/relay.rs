@@ -7,10 +7,13 @@
 use core::ptr::NonNull;
 
 use crate::checksum::{ipv4_header, sent, update};
-use crate::flow::{self, Flow4, Flow6, Recipe, Tuple6, flags};
+use crate::flow::{self, Exit, Flow4, Flow6, Recipe, Tuple6, flags};
 use crate::reason::Reason;
-use crate::shared::Shared;
-use crate::wire::{Ethernet, Header, Ipv4, Ipv6, Stack, Udp, VlanTag, ether_type, protocol};
+use crate::shared::{Meter, Shared};
+use crate::wire::{
+    End4, End6, Ethernet, Header, Ipv4, Ipv6, Mac, Outgoing, Stack, Udp, VlanTag, Whole,
+    ether_type, protocol,
+};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,14 +53,14 @@ pub unsafe trait Frame {
     fn load<H: Header>(&self, offset: usize) -> Option<H> {
         let start = self.at(offset, size_of::<H>())?;
         // SAFETY: `at` has checked the bounds; `Header` admits any bytes.
-        Some(unsafe { start.cast::<H>().read_unaligned() })
+        Some(unsafe { H::load(start) })
     }
 
     /// Overwrites the front; `false` if the frame ends before the headers do.
     #[inline(always)]
     #[must_use]
-    fn store<H: Header, const TAGS: usize>(&mut self, headers: &Stack<H, TAGS>) -> bool {
-        let Some(start) = self.at(0, Stack::<H, TAGS>::LEN) else { return false };
+    fn store<T: Outgoing, const TAGS: usize>(&mut self, headers: &Stack<T, TAGS>) -> bool {
+        let Some(start) = self.at(0, Stack::<T, TAGS>::LEN) else { return false };
         // SAFETY: `at` has checked the bounds.
         unsafe { headers.write(start.as_ptr()) };
         true
@@ -69,7 +72,7 @@ pub unsafe trait Frame {
     }
 }
 
-/// What userspace has set up, and what it wants counted.
+/// What userspace has set up.
 pub trait Tables {
     /// Length of the flow tables minus one.
     fn mask(&self) -> u32;
@@ -80,14 +83,14 @@ pub trait Tables {
     /// The flow at an index; `None` if there is none.
     fn flow6(&self, index: u32) -> Option<Shared<Flow6>>;
 
+    /// The exit in this slot.
+    fn exit(&self, slot: u8) -> Option<Exit>;
+
     /// Whether the device map has an interface in this slot.
     fn has_egress(&self, slot: u8) -> bool;
 
-    /// Whether the rate limit at `counter` lets `bytes` more through, which it then counts.
-    fn admit(&self, counter: u32, bytes: u16) -> bool;
-
-    /// Counts a forwarded packet.
-    fn count(&self, counter: u32, bytes: u16);
+    /// Whether the rate limit at this index lets `bytes` more through, which it then counts.
+    fn admit(&self, rate: u32, bytes: u16) -> bool;
 }
 
 /// Forwards one packet if there is a flow for it.
@@ -118,15 +121,16 @@ pub fn relay(frame: &mut impl Frame, tables: &impl Tables) -> Verdict {
 /// An error leaves the frame as it was.
 #[inline(always)]
 fn forward(frame: &mut impl Frame, tables: &impl Tables) -> Result<Verdict, Reason> {
-    let departure = match link_layer(frame)? {
-        (ether_type::IPV4, offset) => rewrite4(frame, tables, offset)?,
-        (ether_type::IPV6, offset) => rewrite6(frame, tables, offset)?,
-        (ether_type::VLAN | ether_type::SERVICE_VLAN, _) => return Err(Reason::TooManyTags),
-        _ => return Err(Reason::NotIp),
-    };
-    match departure.ip {
-        Ip::V4(ip) => leave(frame, tables, &departure, ip),
-        Ip::V6(ip) => leave(frame, tables, &departure, ip),
+    let (kind, offset) = link_layer(frame)?;
+    // Comparisons of whole words: a match would look at byte by byte.
+    if kind == ether_type::IPV4 {
+        forward4(frame, tables, offset)
+    } else if kind == ether_type::IPV6 {
+        forward6(frame, tables, offset)
+    } else if kind == ether_type::VLAN || kind == ether_type::SERVICE_VLAN {
+        Err(Reason::TooManyTags)
+    } else {
+        Err(Reason::NotIp)
     }
 }
 
@@ -146,65 +150,82 @@ fn link_layer(frame: &impl Frame) -> Result<([u8; 2], usize), Reason> {
 }
 
 /// A packet on its way out.
-struct Departure {
-    recipe: Recipe,
+struct Departure<T> {
+    way: Way,
+    meter: Meter,
     /// Length of the headers that it came with, from the frame's beginning.
     headers: usize,
     /// Length of layer 3 as it came.
     bytes: u16,
-    ip: Ip,
-    udp: Udp,
+    /// Length of layer 3 as it leaves.
+    len: u32,
+    outgoing: T,
 }
 
-enum Ip {
-    V4(Ipv4),
-    V6(Ipv6),
+/// What a recipe says about the way out.
+struct Way {
+    dst: Mac,
+    exit: u8,
+    /// Index of the rate limit.
+    rate: Option<u32>,
 }
 
-/// What an IPv4 packet leaves as.
+/// Forwards what arrives over IPv4.
 #[inline(always)]
-fn rewrite4(frame: &impl Frame, tables: &impl Tables, offset: usize) -> Result<Departure, Reason> {
+fn forward4(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    offset: usize,
+) -> Result<Verdict, Reason> {
     let (ip, udp) = parse4(frame, offset)?;
     let shared = tables.flow4(index(ip.dst[3], &udp, tables)).ok_or(Reason::NoFlow)?;
     if !shared.from().is(&ip.tuple(&udp)) {
         return Err(Reason::NoFlow);
     }
-    let recipe = shared.recipe();
+    let (recipe, meter) = (shared.recipe(), shared.meter());
+    let way = way(&recipe);
     let ttl = decrement(ip.ttl)?;
-    let (ip, udp) = if recipe.flags & flags::TO_IPV6 == 0 {
-        let to = shared.to();
+    let headers = offset + size_of::<Whole<Ipv4>>();
+    let bytes = u16::from_be_bytes(udp.len).wrapping_add(size_of::<Ipv4>() as u16);
+    if recipe.flags & flags::TO_IPV6 == 0 {
+        let ends = shared.to();
         shared.check().ok_or(Reason::FlowChanging)?;
         let checksum = update(ip.checksum, recipe.ip_delta);
-        let ip = Ipv4 { ttl, checksum, src: to.src, dst: to.dst, ..ip };
-        let checksum = match udp.checksum {
-            [0, 0] => [0, 0],
-            checksum => sent(update(checksum, recipe.udp_delta)),
+        let udp_checksum = match u16::from_ne_bytes(udp.checksum) {
+            0 => 0,
+            _ => u16::from_ne_bytes(sent(update(udp.checksum, recipe.udp_delta))),
         };
-        let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
-        (Ip::V4(ip), udp)
-    } else {
-        let to = mirror_of_reverse(&shared, tables)?;
-        let checksum = checksum6(&udp, &recipe)?;
-        let ip = Ipv6 {
-            version_class_label: (6 << 28 | u32::from(ip.tos) << 20).to_be_bytes(),
-            payload_len: udp.len,
-            next_header: protocol::UDP,
-            hop_limit: ttl,
-            src: to.src,
-            dst: to.dst,
-        };
-        let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
-        (Ip::V6(ip), udp)
+        let udp_checksum = udp_checksum.to_ne_bytes();
+        let [c0, c1] = checksum;
+        let ttl = u32::from_ne_bytes([ttl, protocol::UDP, c0, c1]);
+        let outgoing = End4 { ttl, ends, udp_len: udp.len, udp_checksum };
+        let len = u32::from(bytes);
+        return leave(frame, tables, &Departure { way, meter, headers, bytes, len, outgoing });
+    }
+    let to = mirror_of_reverse(&shared, &recipe, tables)?;
+    let checksum = checksum6(&udp, &recipe)?;
+    let ip = Ipv6 {
+        version_class_label: (6 << 28 | u32::from(ip.tos) << 20).to_be_bytes(),
+        payload_len: udp.len,
+        next_header: protocol::UDP,
+        hop_limit: ttl,
+        src: to.src,
+        dst: to.dst,
     };
-    let headers = offset + size_of::<Ipv4>() + size_of::<Udp>();
-    let bytes = u16::from_be_bytes(udp.len).wrapping_add(size_of::<Ipv4>() as u16);
-    Ok(Departure { recipe, headers, bytes, ip, udp })
+    let len = layer3_len::<Ipv6>(&udp);
+    let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
+    let outgoing = Whole { ip, udp };
+    leave(frame, tables, &Departure { way, meter, headers, bytes, len, outgoing })
 }
 
 /// How a packet leaves that comes over IPv4 and goes on over IPv6: the way back, the other way round.
 #[inline(always)]
-fn mirror_of_reverse(shared: &Shared<Flow4>, tables: &impl Tables) -> Result<Tuple6, Reason> {
-    let reverse = tables.flow6(shared.reverse()).ok_or(Reason::FlowChanging)?;
+fn mirror_of_reverse(
+    shared: &Shared<Flow4>,
+    recipe: &Recipe,
+    tables: &impl Tables,
+) -> Result<Tuple6, Reason> {
+    let reverse = tables.flow6(recipe.reverse).ok_or(Reason::FlowChanging)?;
     let Tuple6 { src, dst, src_port, dst_port } = reverse.from();
     reverse.check().ok_or(Reason::FlowChanging)?;
     shared.check().ok_or(Reason::FlowChanging)?;
@@ -214,46 +235,65 @@ fn mirror_of_reverse(shared: &Shared<Flow4>, tables: &impl Tables) -> Result<Tup
     Ok(Tuple6 { src: dst, dst: src, src_port: dst_port, dst_port: src_port })
 }
 
-/// What an IPv6 packet leaves as.
+/// Forwards what arrives over IPv6.
 #[inline(always)]
-fn rewrite6(frame: &impl Frame, tables: &impl Tables, offset: usize) -> Result<Departure, Reason> {
+fn forward6(
+    frame: &mut impl Frame,
+    tables: &impl Tables,
+    offset: usize,
+) -> Result<Verdict, Reason> {
     let (ip, udp) = parse6(frame, offset)?;
     let shared = tables.flow6(index(ip.dst[15], &udp, tables)).ok_or(Reason::NoFlow)?;
     if !shared.from().is(&ip.tuple(&udp)) {
         return Err(Reason::NoFlow);
     }
-    let recipe = shared.recipe();
+    let (recipe, meter) = (shared.recipe(), shared.meter());
+    let way = way(&recipe);
     let hop_limit = decrement(ip.hop_limit)?;
     let checksum = checksum6(&udp, &recipe)?;
-    // Lengths near 64 KiB, where this would wrap, exceed any MTU in `leave`.
-    let total_len = |header: usize| u16::from_be_bytes(udp.len).wrapping_add(header as u16);
-    let (ip, udp) = if recipe.flags & flags::TO_IPV6 != 0 {
-        let to = shared.to6();
+    let headers = offset + size_of::<Whole<Ipv6>>();
+    // A length near 64 KiB, where this would wrap, exceeds any MTU in `leave`.
+    let bytes = layer3_len::<Ipv6>(&udp) as u16;
+    if recipe.flags & flags::TO_IPV6 != 0 {
+        let ends = shared.to6();
         shared.check().ok_or(Reason::FlowChanging)?;
-        let ip = Ipv6 { hop_limit, src: to.src, dst: to.dst, ..ip };
-        let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
-        (Ip::V6(ip), udp)
-    } else {
-        let to = shared.to4();
-        shared.check().ok_or(Reason::FlowChanging)?;
-        let mut ip = Ipv4 {
-            version_ihl: Ipv4::PLAIN,
-            tos: ip.traffic_class(),
-            total_len: total_len(size_of::<Ipv4>()).to_be_bytes(),
-            id: [0, 0],
-            fragment: Ipv4::DONT_FRAGMENT,
-            ttl: hop_limit,
-            protocol: protocol::UDP,
-            checksum: [0, 0],
-            src: to.src,
-            dst: to.dst,
-        };
-        ip.checksum = ipv4_header(&ip);
-        let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
-        (Ip::V4(ip), udp)
+        let ([v0, v1, v2, v3], [l0, l1]) = (ip.version_class_label, ip.payload_len);
+        let first = u64::from_ne_bytes([v0, v1, v2, v3, l0, l1, protocol::UDP, hop_limit]);
+        let outgoing = End6 { first, ends, udp_len: udp.len, udp_checksum: checksum };
+        let len = layer3_len::<Ipv6>(&udp);
+        return leave(frame, tables, &Departure { way, meter, headers, bytes, len, outgoing });
+    }
+    let to = shared.to4();
+    shared.check().ok_or(Reason::FlowChanging)?;
+    let len = layer3_len::<Ipv4>(&udp);
+    let mut ip = Ipv4 {
+        version_ihl: Ipv4::PLAIN,
+        tos: ip.traffic_class(),
+        total_len: (len as u16).to_be_bytes(),
+        id: [0, 0],
+        fragment: Ipv4::DONT_FRAGMENT,
+        ttl: hop_limit,
+        protocol: protocol::UDP,
+        checksum: [0, 0],
+        src: to.src,
+        dst: to.dst,
     };
-    let headers = offset + size_of::<Ipv6>() + size_of::<Udp>();
-    Ok(Departure { recipe, headers, bytes: total_len(size_of::<Ipv6>()), ip, udp })
+    ip.checksum = ipv4_header(&ip);
+    let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp.len, checksum };
+    let outgoing = Whole { ip, udp };
+    leave(frame, tables, &Departure { way, meter, headers, bytes, len, outgoing })
+}
+
+#[inline(always)]
+fn way(recipe: &Recipe) -> Way {
+    let rated = recipe.flags & flags::RATED != 0;
+    Way { dst: recipe.dst_mac.into(), exit: recipe.exit, rate: rated.then_some(recipe.rate) }
+}
+
+/// Length of a datagram with the header `Ip`.
+#[inline(always)]
+fn layer3_len<Ip>(udp: &Udp) -> u32 {
+    u32::from(u16::from_be_bytes(udp.len)) + size_of::<Ip>() as u32
 }
 
 /// Headers of a whole UDP datagram over IPv4, whose lengths agree and lie within the frame.
@@ -343,74 +383,81 @@ fn decrement(ttl: u8) -> Result<u8, Reason> {
 /// The checksum of a datagram that comes or leaves over IPv6, which has to have one (RFC 8200 §8.1).
 #[inline(always)]
 fn checksum6(udp: &Udp, recipe: &Recipe) -> Result<[u8; 2], Reason> {
-    match udp.checksum {
-        [0, 0] => Err(Reason::NoChecksum),
-        checksum => Ok(sent(update(checksum, recipe.udp_delta))),
+    if udp.checksum == [0, 0] {
+        return Err(Reason::NoChecksum);
     }
+    Ok(sent(update(udp.checksum, recipe.udp_delta)))
 }
 
 /// Checks the way out, then writes the new headers. An error leaves the frame as it was.
 #[inline(always)]
-fn leave<H: Header>(
+fn leave<T: Outgoing>(
     frame: &mut impl Frame,
     tables: &impl Tables,
-    departure: &Departure,
-    ip: H,
+    departure: &Departure<T>,
 ) -> Result<Verdict, Reason> {
-    let Departure { recipe, bytes, udp, .. } = departure;
-    let len = size_of::<H>() as u32 + u32::from(u16::from_be_bytes(udp.len));
-    if len > u32::from(recipe.mtu) {
+    let Departure { way, bytes, .. } = departure;
+    let exit = tables.exit(way.exit).ok_or(Reason::NoEgress)?;
+    if departure.len > u32::from(exit.mtu) {
         return Err(Reason::TooBig);
     }
-    let verdict = if recipe.flags & flags::TX != 0 && recipe.ifindex == frame.ingress() {
+    let verdict = if exit.flags & flags::TX != 0 && exit.ifindex == frame.ingress() {
         Verdict::Transmit
-    } else if tables.has_egress(recipe.egress) {
-        Verdict::Redirect { slot: recipe.egress }
+    } else if tables.has_egress(way.exit) {
+        Verdict::Redirect { slot: way.exit }
     } else {
         return Err(Reason::NoEgress);
     };
-    if recipe.flags & flags::RATED != 0 && !tables.admit(recipe.counter, *bytes) {
+    if let Some(rate) = way.rate
+        && !tables.admit(rate, *bytes)
+    {
         return Err(Reason::RateLimited);
     }
-
-    let [outer, inner] = recipe.vlan;
-    let network =
-        if size_of::<H>() == size_of::<Ipv4>() { ether_type::IPV4 } else { ether_type::IPV6 };
-    let written = if recipe.flags & flags::VLAN == 0 {
-        write(frame, departure, network, [], ip)?
-    } else if recipe.flags & flags::QINQ == 0 {
-        let service = recipe.flags & flags::SERVICE_TAG != 0;
-        let first = if service { ether_type::SERVICE_VLAN } else { ether_type::VLAN };
-        write(frame, departure, first, [VlanTag { control: outer, ether_type: network }], ip)?
-    } else {
-        let tags = [
-            VlanTag { control: outer, ether_type: ether_type::VLAN },
-            VlanTag { control: inner, ether_type: network },
-        ];
-        write(frame, departure, ether_type::SERVICE_VLAN, tags, ip)?
-    };
-    if !written {
+    if !encapsulate(frame, departure, &exit)? {
         return Ok(Verdict::Drop(Reason::NoHeadroom));
     }
-    tables.count(recipe.counter, *bytes);
+    departure.meter.count(*bytes);
     Ok(verdict)
+}
+
+/// Writes the headers with the tags of the way out. Returns as [`write`].
+#[inline(always)]
+fn encapsulate<T: Outgoing>(
+    frame: &mut impl Frame,
+    departure: &Departure<T>,
+    exit: &Exit,
+) -> Result<bool, Reason> {
+    let [outer, inner] = exit.vlan;
+    let (dst, src) = (departure.way.dst, exit.src_mac.into());
+    let outgoing = departure.outgoing;
+    if exit.flags & flags::VLAN == 0 {
+        let ether_type = T::ETHER_TYPE;
+        return write(frame, departure, &Stack { dst, src, ether_type, tags: [], outgoing });
+    }
+    if exit.flags & flags::QINQ == 0 {
+        let service = exit.flags & flags::SERVICE_TAG != 0;
+        let ether_type = if service { ether_type::SERVICE_VLAN } else { ether_type::VLAN };
+        let tags = [VlanTag { control: outer, ether_type: T::ETHER_TYPE }];
+        return write(frame, departure, &Stack { dst, src, ether_type, tags, outgoing });
+    }
+    let tags = [
+        VlanTag { control: outer, ether_type: ether_type::VLAN },
+        VlanTag { control: inner, ether_type: T::ETHER_TYPE },
+    ];
+    let ether_type = ether_type::SERVICE_VLAN;
+    write(frame, departure, &Stack { dst, src, ether_type, tags, outgoing })
 }
 
 /// Replaces all headers. An error leaves the frame as it was; after `false` it is of no use any more.
 #[inline(always)]
-fn write<H: Header, const TAGS: usize>(
+fn write<T: Outgoing, const TAGS: usize>(
     frame: &mut impl Frame,
-    departure: &Departure,
-    ether_type: [u8; 2],
-    tags: [VlanTag; TAGS],
-    ip: H,
+    departure: &Departure<T>,
+    stack: &Stack<T, TAGS>,
 ) -> Result<bool, Reason> {
-    let Departure { recipe, headers, udp, .. } = *departure;
-    let (dst, src) = (recipe.dst_mac, recipe.src_mac);
-    let stack = Stack { ethernet: Ethernet { dst, src, ether_type }, tags, ip, udp };
-    let delta = headers as i32 - Stack::<H, TAGS>::LEN as i32;
+    let delta = departure.headers as i32 - Stack::<T, TAGS>::LEN as i32;
     if delta != 0 && !frame.move_head(delta) {
         return Err(Reason::NoHeadroom);
     }
-    Ok(frame.store(&stack))
+    Ok(frame.store(stack))
 }

@@ -4,7 +4,7 @@ use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{Ordering, fence};
 
-use crate::flow::{Flow4, Flow6, Recipe, Tuple4, Tuple6, VACANT};
+use crate::flow::{Counters, Flow4, Flow6, Recipe, Tuple4, Tuple6, VACANT};
 
 /// What is loaded and stored at once.
 type Word = u32;
@@ -12,13 +12,14 @@ type Word = u32;
 /// An entry of a flow table.
 ///
 /// # Safety
-/// The first `WORDS` 32-bit words of `Self` have no padding, any bits of them are a valid value, and
-/// the generation is the word number `GENERATION`.
+/// `Self` is aligned to 8 bytes and consists of 32-bit words without padding, any bits of them are a
+/// valid value, the word number `GENERATION` is the generation, and at the word number `COUNTERS`, an
+/// even one, there are [`Counters`].
 pub unsafe trait Entry: Copy {
-    /// Length of what is in use, in words.
-    const WORDS: usize;
     /// Where [`Recipe::generation`] is, in words.
     const GENERATION: usize;
+    /// Where the counters are, in words.
+    const COUNTERS: usize;
 }
 
 /// A flow while it may change. What was loaded holds only once [`Shared::check`] has succeeded.
@@ -51,58 +52,95 @@ impl<E: Entry> Shared<E> {
         self.generation
     }
 
-    /// Loads `T` at a byte offset, word by word, in program order with other such loads.
+    /// What counts the flow's packets.
+    #[inline(always)]
+    pub fn meter(&self) -> Meter {
+        // SAFETY: `Entry` vouches for the offset.
+        Meter(unsafe { counters_at(self.entry) })
+    }
+
+    /// Loads `T` at a byte offset, `W` by `W` and the rest in words, in program order with other such
+    /// loads.
     ///
     /// # Safety
-    /// At `offset`, a multiple of 4, there is a `T` made of whole words within the entry.
+    /// At `offset`, a multiple of the size of `W`, there is a `T` made of whole words within the entry.
     #[inline(always)]
-    unsafe fn load<T: Copy>(&self, offset: usize) -> T {
+    unsafe fn load<T: Copy, W: Copy>(&self, offset: usize) -> T {
         let mut copy = MaybeUninit::<T>::uninit();
-        let mut index = 0;
-        while index < size_of::<T>() / size_of::<Word>() {
-            // SAFETY: within `T` on both sides; `entry` is aligned, and so is `offset`, while the copy
-            // need not be.
-            unsafe {
-                let source = self.entry.as_ptr().byte_add(offset).cast::<Word>().add(index);
-                copy.as_mut_ptr().cast::<Word>().add(index).write_unaligned(source.read_volatile());
+        let mut done = 0;
+        // SAFETY: within `T` on both sides; `entry` is aligned, and so is `offset`, while the copy need
+        // not be.
+        unsafe {
+            let source = self.entry.as_ptr().cast_const().byte_add(offset);
+            while done + size_of::<W>() <= size_of::<T>() {
+                let word = source.byte_add(done).cast::<W>().read_volatile();
+                copy.as_mut_ptr().byte_add(done).cast::<W>().write_unaligned(word);
+                done += size_of::<W>();
             }
-            index += 1;
+            while done < size_of::<T>() {
+                let word = source.byte_add(done).cast::<Word>().read_volatile();
+                copy.as_mut_ptr().byte_add(done).cast::<Word>().write_unaligned(word);
+                done += size_of::<Word>();
+            }
         }
         // SAFETY: all words have been written, and any bits are a valid value.
         unsafe { copy.assume_init() }
     }
 }
 
-/// Accessors that load one field each.
+/// The counters of a flow while they may change.
+pub struct Meter(NonNull<Counters>);
+
+impl Meter {
+    /// Counts a packet of `bytes`, without a lock: of two CPUs that do so at once, one may not have
+    /// counted.
+    #[inline(always)]
+    pub fn count(&self, bytes: u16) {
+        let counters = self.0.as_ptr();
+        // SAFETY: whoever opened the entry vouched for it, and `Entry` for the counters in it.
+        unsafe {
+            let (packets, sum) = (&raw mut (*counters).packets, &raw mut (*counters).bytes);
+            packets.write_volatile(packets.read_volatile().wrapping_add(1));
+            sum.write_volatile(sum.read_volatile().wrapping_add(u64::from(bytes)));
+        }
+    }
+}
+
+/// Accessors that load one field each, by loads of one size as far as it goes.
 macro_rules! fields {
-    ($entry:ident { $($field:ident: $type:ty),* }) => {
+    ($entry:ident { $($field:ident: $type:ty as $word:ty),* }) => {
         impl Shared<$entry> {
             $(
                 #[inline(always)]
                 pub fn $field(&self) -> $type {
-                    const { assert!(offset_of!($entry, $field) % size_of::<Word>() == 0) };
+                    const { assert!(offset_of!($entry, $field) % size_of::<$word>() == 0) };
                     const { assert!(size_of::<$type>() % size_of::<Word>() == 0) };
                     // SAFETY: the field of this name lies there; the size was just asserted.
-                    unsafe { self.load(offset_of!($entry, $field)) }
+                    unsafe { self.load::<$type, $word>(offset_of!($entry, $field)) }
                 }
             )*
         }
     };
 }
 
-fields!(Flow4 { from: Tuple4, to: Tuple4, recipe: Recipe, reverse: u32 });
-fields!(Flow6 { from: Tuple6, recipe: Recipe, to4: Tuple4, to6: Tuple6 });
+fields!(Flow4 { from: Tuple4 as u32, to: Tuple4 as u32, recipe: Recipe as u32 });
+fields!(Flow6 {
+    from: Tuple6 as u64,
+    recipe: Recipe as u32,
+    to4: Tuple4 as u32,
+    to6: Tuple6 as u64
+});
 
-/// Writes `value` over an entry such that a reader either gets one of the two whole or sees that it
-/// changes.
+/// Writes `value` but for its counters over an entry, such that a reader either gets one of the two
+/// whole or sees that it changes.
 ///
 /// # Safety
-/// `entry` is writable and aligned, and nobody else writes it at the same time.
+/// `entry` is writable and aligned, and nobody else writes it at the same time, save for counting.
 pub unsafe fn publish<E: Entry>(entry: *mut E, value: &E) {
     // SAFETY: the caller vouches for `entry`.
     unsafe { retract(entry) };
     let (target, source) = (entry.cast::<Word>(), ptr::from_ref(value).cast::<Word>());
-    for index in (0..E::WORDS).filter(|index| *index != E::GENERATION) {
+    for index in words::<E>().filter(|index| *index != E::GENERATION) {
         // SAFETY: `Entry` vouches for these words on both sides.
         unsafe { target.add(index).write_volatile(source.add(index).read()) };
     }
@@ -111,7 +149,7 @@ pub unsafe fn publish<E: Entry>(entry: *mut E, value: &E) {
     unsafe { target.add(E::GENERATION).write_volatile(source.add(E::GENERATION).read()) };
 }
 
-/// Makes an entry vacant.
+/// Makes an entry vacant. Its counters stay.
 ///
 /// # Safety
 /// As for [`publish`].
@@ -119,6 +157,45 @@ pub unsafe fn retract<E: Entry>(entry: *mut E) {
     // SAFETY: the caller vouches for `entry`, `Entry` for the offset.
     unsafe { entry.cast::<Word>().add(E::GENERATION).write_volatile(VACANT) };
     fence(Ordering::SeqCst);
+}
+
+/// What an entry says, with zeros for its counters.
+///
+/// # Safety
+/// `entry` is readable and aligned, and nobody else writes it at the same time, save for counting.
+pub unsafe fn read<E: Entry>(entry: NonNull<E>) -> E {
+    let mut copy = MaybeUninit::<E>::zeroed();
+    let (target, source) = (copy.as_mut_ptr().cast::<Word>(), entry.cast::<Word>());
+    for index in words::<E>() {
+        // SAFETY: `Entry` vouches for these words on both sides.
+        unsafe { target.add(index).write(source.add(index).read_volatile()) };
+    }
+    // SAFETY: any bits are a valid value.
+    unsafe { copy.assume_init() }
+}
+
+/// What an entry's flow, or its last one, has forwarded.
+///
+/// # Safety
+/// `entry` is readable and aligned.
+pub unsafe fn counters<E: Entry>(entry: NonNull<E>) -> Counters {
+    // SAFETY: the caller vouches for `entry`, `Entry` for the offset.
+    unsafe {
+        let counters = counters_at(entry).as_ptr();
+        Counters {
+            packets: (&raw const (*counters).packets).read_volatile(),
+            bytes: (&raw const (*counters).bytes).read_volatile(),
+        }
+    }
+}
+
+/// Sets the counters of a vacant entry to zero.
+///
+/// # Safety
+/// `entry` is writable and aligned.
+pub unsafe fn reset_counters<E: Entry>(entry: NonNull<E>) {
+    // SAFETY: the caller vouches for `entry`, `Entry` for the offset.
+    unsafe { counters_at(entry).write_volatile(Counters::default()) };
 }
 
 /// # Safety
@@ -129,18 +206,32 @@ unsafe fn generation<E: Entry>(entry: NonNull<E>) -> u32 {
     unsafe { entry.cast::<Word>().add(E::GENERATION).read_volatile() }
 }
 
-// SAFETY: integers and byte arrays, as far as the end of the last field.
-unsafe impl Entry for Flow4 {
-    const WORDS: usize = size_of::<Self>() / size_of::<Word>();
-    const GENERATION: usize =
-        (offset_of!(Self, recipe) + offset_of!(Recipe, generation)) / size_of::<Word>();
+/// # Safety
+/// There is an entry.
+#[inline(always)]
+unsafe fn counters_at<E: Entry>(entry: NonNull<E>) -> NonNull<Counters> {
+    // SAFETY: the caller vouches for `entry`, `Entry` for the offset.
+    unsafe { entry.cast::<Word>().add(E::COUNTERS).cast() }
 }
 
-// SAFETY: integers and byte arrays, as far as the end of the last field.
-unsafe impl Entry for Flow6 {
-    const WORDS: usize = (offset_of!(Self, to6) + size_of::<Tuple6>()) / size_of::<Word>();
+/// The numbers of all words but those of the counters.
+fn words<E: Entry>() -> impl Iterator<Item = usize> {
+    let behind = E::COUNTERS + size_of::<Counters>() / size_of::<Word>();
+    (0..E::COUNTERS).chain(behind..size_of::<E>() / size_of::<Word>())
+}
+
+// SAFETY: integers and byte arrays up to the end, which `flow` asserts.
+unsafe impl Entry for Flow4 {
     const GENERATION: usize =
         (offset_of!(Self, recipe) + offset_of!(Recipe, generation)) / size_of::<Word>();
+    const COUNTERS: usize = offset_of!(Self, counters) / size_of::<Word>();
+}
+
+// SAFETY: integers and byte arrays up to the end, which `flow` asserts.
+unsafe impl Entry for Flow6 {
+    const GENERATION: usize =
+        (offset_of!(Self, recipe) + offset_of!(Recipe, generation)) / size_of::<Word>();
+    const COUNTERS: usize = offset_of!(Self, counters) / size_of::<Word>();
 }
 
 #[cfg(test)]
@@ -159,12 +250,12 @@ mod tests {
         let from = Tuple6 { src, dst: src, src_port: [byte; 2], dst_port: [byte; 2] };
         let generation = u32::from_ne_bytes([byte; 4]);
         let recipe =
-            Recipe { generation, dst_mac: [byte; 6], flags: flags::TX, ..Recipe::default() };
-        Flow6 { from, recipe, to4: Tuple4::default(), to6: from }
+            Recipe { generation, dst_mac: [byte; 6], flags: flags::RATED, ..Recipe::default() };
+        Flow6 { from, recipe, to6: from, ..Flow6::default() }
     }
 
     #[test]
-    fn a_reader_never_gets_parts_of_two_flows() {
+    fn a_reader_never_gets_parts_of_two_flows_and_counts_through_changes() {
         struct Table(*mut Flow6);
         // SAFETY: one thread writes, by `publish`; the other reads, by `Shared`.
         unsafe impl Sync for Table {}
@@ -192,9 +283,13 @@ mod tests {
                 }
                 let expected = filled(recipe.dst_mac[0]);
                 assert_eq!((from, recipe, to), (expected.from, expected.recipe, expected.to6));
+                shared.meter().count(3);
                 whole += 1;
             }
             std::println!("{whole} whole, {changing} changing");
+            // SAFETY: `entry` outlives the scope.
+            let counted = NonNull::new(table.0).map(|entry| unsafe { counters(entry) });
+            assert_eq!(counted, Some(Counters { packets: whole, bytes: whole * 3 }));
         });
     }
 }

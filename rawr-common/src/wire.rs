@@ -1,15 +1,49 @@
 //! Headers as they stand in a frame: byte arrays in network order, without padding.
 //!
-//! In a frame they lie at any address, and are copied out of it and into it whole. The copies are
-//! aligned, because the kernel's verifier wants words on a program's stack to be.
+//! In a frame they lie at any address, and are copied out of it and into it. The copies are aligned,
+//! because the kernel's verifier wants words on a program's stack to be.
 
-use crate::flow::{Tuple4, Tuple6};
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 
-/// A header that any bytes of its size are a valid value of.
+use crate::flow::{Exit, Tuple4, Tuple6};
+
+/// A header, or what is loaded like one, that any bytes of its size are a valid value of.
 ///
 /// # Safety
-/// The type has no padding and no invalid bit patterns.
-pub unsafe trait Header: Copy {}
+/// The type consists of `Word`s without padding, and has no invalid bit patterns.
+pub unsafe trait Header: Copy {
+    /// What is loaded at once: such that what is looked at together is in one register, and what is
+    /// not needs no shifting.
+    type Word: Copy;
+
+    /// Copies it out of a frame or a map.
+    ///
+    /// # Safety
+    /// `source` is valid for reads of its size.
+    #[inline(always)]
+    unsafe fn load(source: NonNull<u8>) -> Self {
+        let mut copy = MaybeUninit::<Self>::uninit();
+        let mut index = 0;
+        while index < size_of::<Self>() / size_of::<Self::Word>() {
+            // SAFETY: within the header on both sides.
+            unsafe {
+                let word = source.cast::<Self::Word>().add(index).read_unaligned();
+                copy.as_mut_ptr().cast::<Self::Word>().add(index).write_unaligned(word);
+            }
+            index += 1;
+        }
+        // SAFETY: all words have been written, and any bits are a valid value.
+        unsafe { copy.assume_init() }
+    }
+}
+
+/// IP and UDP headers on their way out: all of them, or the end where all changes are.
+pub trait Outgoing: Copy {
+    /// Length of the headers, in bytes. What is not written stays as it is, at their front.
+    const LEN: usize;
+    const ETHER_TYPE: [u8; 2];
+}
 
 /// EtherTypes (IEEE 802 Numbers).
 pub mod ether_type {
@@ -37,6 +71,11 @@ pub struct Ethernet {
     pub src: [u8; 6],
     pub ether_type: [u8; 2],
 }
+
+/// A MAC address in words. Six bytes would be copied by way of the program's stack, and not in whole
+/// words there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(u32, u16);
 
 /// What follows the tag protocol identifier of a VLAN tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,19 +127,49 @@ pub struct Udp {
     pub checksum: [u8; 2],
 }
 
-/// All headers of a UDP datagram over `Ip` behind `TAGS` VLAN tags.
+/// IP and UDP headers, whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stack<Ip, const TAGS: usize> {
-    pub ethernet: Ethernet,
-    pub tags: [VlanTag; TAGS],
+#[repr(C, align(4))]
+pub struct Whole<Ip> {
     pub ip: Ip,
     pub udp: Udp,
 }
 
-impl<Ip: Header, const TAGS: usize> Stack<Ip, TAGS> {
+/// IPv4 and UDP headers from the TTL on, in the words that [`Ipv4`] is loaded in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct End4 {
+    /// TTL, protocol, checksum.
+    pub ttl: u32,
+    pub ends: Tuple4,
+    pub udp_len: [u8; 2],
+    pub udp_checksum: [u8; 2],
+}
+
+/// IPv6 and UDP headers, in the words that [`Ipv6`] is loaded in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct End6 {
+    /// From the version to the hop limit.
+    pub first: u64,
+    pub ends: Tuple6,
+    pub udp_len: [u8; 2],
+    pub udp_checksum: [u8; 2],
+}
+
+/// All headers of a UDP datagram behind `TAGS` VLAN tags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stack<T, const TAGS: usize> {
+    pub dst: Mac,
+    pub src: Mac,
+    pub ether_type: [u8; 2],
+    pub tags: [VlanTag; TAGS],
+    pub outgoing: T,
+}
+
+impl<T: Outgoing, const TAGS: usize> Stack<T, TAGS> {
     /// Length in a frame.
-    pub const LEN: usize =
-        size_of::<Ethernet>() + TAGS * size_of::<VlanTag>() + size_of::<Ip>() + size_of::<Udp>();
+    pub const LEN: usize = size_of::<Ethernet>() + TAGS * size_of::<VlanTag>() + T::LEN;
 
     /// Writes the headers one behind the other.
     ///
@@ -108,15 +177,25 @@ impl<Ip: Header, const TAGS: usize> Stack<Ip, TAGS> {
     /// `target` is valid for writes of [`Self::LEN`] bytes.
     #[inline(always)]
     pub unsafe fn write(&self, target: *mut u8) {
-        // SAFETY: the four parts are as long as `LEN` together.
+        // SAFETY: the parts, and what stays between them, are as long as `LEN` together.
         unsafe {
-            target.cast::<Ethernet>().write_unaligned(self.ethernet);
+            target.cast::<u32>().write_unaligned(self.dst.0);
+            target.add(4).cast::<u16>().write_unaligned(self.dst.1);
+            target.add(6).cast::<u32>().write_unaligned(self.src.0);
+            target.add(10).cast::<u16>().write_unaligned(self.src.1);
+            target.add(12).cast::<[u8; 2]>().write_unaligned(self.ether_type);
             let tags = target.cast::<Ethernet>().add(1).cast::<[VlanTag; TAGS]>();
             tags.write_unaligned(self.tags);
-            let ip = tags.add(1).cast::<Ip>();
-            ip.write_unaligned(self.ip);
-            ip.add(1).cast::<Udp>().write_unaligned(self.udp);
+            let end = target.add(Self::LEN - size_of::<T>()).cast::<T>();
+            end.write_unaligned(self.outgoing);
         }
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    #[inline(always)]
+    fn from([b0, b1, b2, b3, b4, b5]: [u8; 6]) -> Self {
+        Self(u32::from_ne_bytes([b0, b1, b2, b3]), u16::from_ne_bytes([b4, b5]))
     }
 }
 
@@ -155,19 +234,55 @@ impl Ipv6 {
 }
 
 // SAFETY: byte arrays and bytes only.
-unsafe impl Header for Ethernet {}
+unsafe impl Header for Ethernet {
+    type Word = u16;
+}
 // SAFETY: byte arrays only.
-unsafe impl Header for VlanTag {}
+unsafe impl Header for VlanTag {
+    type Word = u16;
+}
 // SAFETY: byte arrays and bytes only.
-unsafe impl Header for Ipv4 {}
+unsafe impl Header for Ipv4 {
+    type Word = u32;
+}
 // SAFETY: byte arrays and bytes only.
-unsafe impl Header for Ipv6 {}
+unsafe impl Header for Ipv6 {
+    type Word = u64;
+}
 // SAFETY: byte arrays only.
-unsafe impl Header for Udp {}
+unsafe impl Header for Udp {
+    type Word = u16;
+}
+// SAFETY: integers and byte arrays without padding.
+unsafe impl Header for Exit {
+    type Word = u32;
+}
+
+impl Outgoing for Whole<Ipv4> {
+    const LEN: usize = size_of::<Self>();
+    const ETHER_TYPE: [u8; 2] = ether_type::IPV4;
+}
+
+impl Outgoing for Whole<Ipv6> {
+    const LEN: usize = size_of::<Self>();
+    const ETHER_TYPE: [u8; 2] = ether_type::IPV6;
+}
+
+impl Outgoing for End4 {
+    const LEN: usize = size_of::<Whole<Ipv4>>();
+    const ETHER_TYPE: [u8; 2] = ether_type::IPV4;
+}
+
+impl Outgoing for End6 {
+    const LEN: usize = size_of::<Whole<Ipv6>>();
+    const ETHER_TYPE: [u8; 2] = ether_type::IPV6;
+}
+
 const _: () = {
     assert!(size_of::<Ethernet>() == 14);
     assert!(size_of::<VlanTag>() == 4);
-    assert!(size_of::<Ipv4>() == 20);
-    assert!(size_of::<Ipv6>() == 40);
-    assert!(size_of::<Udp>() == 8);
+    assert!(size_of::<Whole<Ipv4>>() == 28);
+    assert!(size_of::<Whole<Ipv6>>() == 48);
+    assert!(size_of::<End4>() == 28 - 8);
+    assert!(size_of::<End6>() == 48);
 };

@@ -29,7 +29,7 @@ proptest! {
         prop_assert_eq!(verdict, route.verdict());
         prop_assert_eq!(frame, route.expected(&packet).frame());
         let bytes = packet.ip_len() as u64;
-        prop_assert_eq!(host.counted(), vec![(route.index, Counters { packets: 1, bytes })]);
+        prop_assert_eq!(host.counted(), vec![(route.place(), Counters { packets: 1, bytes })]);
     }
 
     /// Damaged packets either go up as they came or leave with their payload as it was.
@@ -125,7 +125,8 @@ fn traffic() -> impl Strategy<Value = (Route, Packet)> {
 fn host() -> Host {
     let mut host = Host::new();
     for route in routes() {
-        let account = Account { generation: 1, counter: route.index, rated: false };
+        let account = Account { generation: 1, rate: None };
+        host.set_exit(&route);
         for entry in entries(&route, account) {
             host.set(entry);
         }

@@ -7,23 +7,24 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
-use rawr_common::flow::{Counters, Flow4, Flow6, Rate};
+use rawr_common::flow::{self, Exit, Flow4, Flow6, Rate};
 use rawr_common::reason::Reason;
 use rawr_common::relay::Tables;
 use rawr_common::shared::Shared;
+use rawr_common::wire::Header;
 
 #[map]
 static FLOWS4: Array<Flow4> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static FLOWS6: Array<Flow6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+static EXITS: Array<Exit> = Array::with_max_entries(flow::EXITS, 0);
 #[map]
 static RATES: Array<Rate> = Array::with_max_entries(1, 0);
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
 #[map]
-static EGRESS: DevMap = DevMap::with_max_entries(256, 0);
+static EGRESS: DevMap = DevMap::with_max_entries(flow::EXITS, 0);
 
 /// Length of the flow tables minus one, patched when the program is loaded.
 #[unsafe(no_mangle)]
@@ -62,6 +63,13 @@ impl Tables for Maps {
         unsafe { Shared::open(entry) }
     }
 
+    #[inline(always)]
+    fn exit(&self, slot: u8) -> Option<Exit> {
+        let exit = NonNull::new(EXITS.get_ptr_mut(u32::from(slot))?)?;
+        // SAFETY: the kernel returned it. While a flow names it, nobody writes it.
+        Some(unsafe { Exit::load(exit.cast()) })
+    }
+
     /// Asks by choosing: `bpf_redirect_map` notes the interface for a later `XDP_REDIRECT`, and
     /// nothing happens unless that is what the program returns.
     #[inline(always)]
@@ -70,8 +78,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn admit(&self, counter: u32, bytes: u16) -> bool {
-        let Some(rate) = RATES.get_ptr_mut(counter) else { return true };
+    fn admit(&self, rate: u32, bytes: u16) -> bool {
+        let Some(rate) = RATES.get_ptr_mut(rate) else { return true };
         // A flow's packets come in on one CPU, so that a plain load and store suffice; while a flow
         // moves to another CPU, a packet may go uncounted.
         // SAFETY: the kernel returned it; aligned as all map values are.
@@ -81,16 +89,5 @@ impl Tables for Maps {
             (&raw mut (*rate).full_at).write_volatile(full_at);
         }
         true
-    }
-
-    #[inline(always)]
-    fn count(&self, counter: u32, bytes: u16) {
-        if let Some(counters) = COUNTERS.get_ptr_mut(counter) {
-            // SAFETY: this CPU's slot, which nobody else writes.
-            unsafe {
-                (*counters).packets += 1;
-                (*counters).bytes += u64::from(bytes);
-            }
-        }
     }
 }

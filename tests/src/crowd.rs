@@ -21,6 +21,8 @@ use crate::process::now;
 const IN_FLIGHT: usize = 100;
 const RECEIVE_BUFFER: usize = 16 << 20;
 const PAUSE: Duration = Duration::from_millis(1);
+/// Seconds that a session lives which is released as soon as a datagram has passed.
+const FIRST_PACKET_LIFETIME: u32 = 60;
 /// Begins the crowd's data: no STUN message begins so.
 const MARK: u8 = 0xd5;
 
@@ -152,6 +154,42 @@ impl Crowd {
         Ok(())
     }
 
+    /// Time from the first Connect of a new session until the first datagram of one side has arrived
+    /// at the other. It is sent as soon as its sender knows that the session is paired. The session
+    /// is released afterwards.
+    pub fn first_packet(&mut self, server: SocketAddr, limit: Duration) -> Result<Duration> {
+        let (from, to) = (self.legs.len(), self.legs.len() + 1);
+        let begin = now();
+        self.start(server, FIRST_PACKET_LIFETIME)?;
+        self.spin_until("paired", begin + limit, |crowd| crowd.legs[from].is_paired())?;
+        let data = self.legs[from].attachment.data_address().context("paired without a port")?;
+        self.sides[self.legs[from].side].data.send_to(&[MARK; 64], data)?;
+        self.spin_until("reached", begin + limit, |crowd| crowd.legs[to].received > 0)?;
+        let took = begin.elapsed();
+        for index in [from, to] {
+            self.legs[index].attachment.release(now());
+            self.drain(index)?;
+        }
+        self.spin_until("released", begin + limit, |crowd| {
+            crowd.legs[from..=to].iter().all(|leg| leg.over.is_some())
+        })?;
+        Ok(took)
+    }
+
+    /// Drives the sessions without a pause, which would be longer than what is waited for.
+    fn spin_until(
+        &mut self,
+        what: &str,
+        end: Instant,
+        is_so: impl Fn(&Self) -> bool,
+    ) -> Result<()> {
+        while !is_so(self) {
+            self.serve()?;
+            ensure!(now() < end, "a session was not {what} in time");
+        }
+        Ok(())
+    }
+
     fn start(&mut self, server: SocketAddr, lifetime: u32) -> Result<()> {
         let secret = SessionSecret::from_bytes(rand::rng().random());
         let is_reachable =
@@ -195,8 +233,16 @@ impl Crowd {
         Ok(())
     }
 
-    /// Receives what is there and serves the timers that are due; pauses if there was nothing.
+    /// Serves what is there; pauses if there was nothing.
     fn drive(&mut self) -> Result<()> {
+        if !self.serve()? {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Receives what is there and serves the timers that are due. Whether anything was received.
+    fn serve(&mut self) -> Result<bool> {
         let mut idle = true;
         let mut buffer = [0; 2048];
         for side in 0..self.sides.len() {
@@ -213,10 +259,7 @@ impl Crowd {
             self.legs[index].attachment.handle_timeout(now());
             self.drain(index)?;
         }
-        if idle {
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
+        Ok(!idle)
     }
 
     fn handle_control(&mut self, bytes: &[u8]) -> Result<()> {

@@ -2,16 +2,20 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, DevMap, MapData, PerCpuArray};
-use aya::programs::Xdp;
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Array, DevMap, Map, MapData, PerCpuArray};
+use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use rawr_common::flow::{Counters, Flow4, Flow6, Rate, names};
+use rawr_common::flow::{Counters, Exit, Flow4, Flow6, Rate, names};
 use rawr_common::reason::Reason;
 use rawr_common::shared::{Entry, publish};
 use rawr_userspace::dataplane::object::object;
+use rawr_userspace::dataplane::table::Table;
+
+use crate::world::Family;
 
 /// The interface that packets of a test run seem to come in by: `lo`, of whatever namespace.
 pub const INGRESS: u32 = 1;
@@ -29,6 +33,14 @@ pub struct Kernel {
     ebpf: Ebpf,
 }
 
+/// An exit in its map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ExitValue(Exit);
+
+// SAFETY: integers and byte arrays without padding.
+unsafe impl aya::Pod for ExitValue {}
+
 /// What the program made of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -40,14 +52,13 @@ pub struct Outcome {
 }
 
 impl Kernel {
-    /// Loads the program with flow tables of `entries`, a power of two, and as many counters.
+    /// Loads the program with flow tables of `entries`, a power of two, and as many rate limits.
     pub fn load(entries: u32) -> Result<Self> {
         ensure!(!object().is_empty(), "built with RAWR_SKIP_EBPF=1: there is no program to load");
         let mask = entries - 1;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
-            .map_max_entries(names::COUNTERS, entries)
             .map_max_entries(names::RATES, entries)
             .override_global(names::TABLE_MASK, &mask, true)
             .load(object())
@@ -91,13 +102,31 @@ impl Kernel {
         self.ebpf.maps().map(|(name, _)| name.to_owned()).collect()
     }
 
+    /// Sets an entry, whose counters start at zero.
     pub fn set_flow4(&mut self, index: u32, flow: &Flow4) -> Result<()> {
         self.array::<[u8; size_of::<Flow4>()]>(names::FLOWS4)?.set(index, bytes(flow), 0)?;
         Ok(())
     }
 
+    /// Sets an entry, whose counters start at zero.
     pub fn set_flow6(&mut self, index: u32, flow: &Flow6) -> Result<()> {
         self.array::<[u8; size_of::<Flow6>()]>(names::FLOWS6)?.set(index, bytes(flow), 0)?;
+        Ok(())
+    }
+
+    /// The IPv4 flows, in memory that the program reads.
+    pub fn flows4(&self, entries: u32) -> Result<Table<Flow4>> {
+        self.table(names::FLOWS4, entries)
+    }
+
+    /// The IPv6 flows, in memory that the program reads.
+    pub fn flows6(&self, entries: u32) -> Result<Table<Flow6>> {
+        self.table(names::FLOWS6, entries)
+    }
+
+    /// Sets the exit in a slot, without its interface.
+    pub fn set_exit(&mut self, slot: u8, exit: &Exit) -> Result<()> {
+        self.array::<ExitValue>(names::EXITS)?.set(slot.into(), ExitValue(*exit), 0)?;
         Ok(())
     }
 
@@ -114,13 +143,25 @@ impl Kernel {
         Ok(())
     }
 
-    /// The counters of one flow, over all CPUs.
-    pub fn counters(&self, index: u32) -> Result<Counters> {
-        let per_cpu = self.per_cpu::<[u64; 2]>(names::COUNTERS)?.get(&index, 0)?;
-        Ok(per_cpu.iter().fold(Counters::default(), |sum, [packets, bytes]| Counters {
-            packets: sum.packets + packets,
-            bytes: sum.bytes + bytes,
-        }))
+    /// The counters of one flow.
+    pub fn counters(&self, (family, index): (Family, u32)) -> Result<Counters> {
+        fn at<const SIZE: usize>(entry: [u8; SIZE], offset: usize) -> Counters {
+            let word = |at| {
+                let (words, _) = entry[offset..].as_chunks();
+                u64::from_ne_bytes(words[at])
+            };
+            Counters { packets: word(0), bytes: word(1) }
+        }
+        Ok(match family {
+            Family::V4 => at::<{ size_of::<Flow4>() }>(
+                self.view(names::FLOWS4)?.get(&index, 0)?,
+                offset_of!(Flow4, counters),
+            ),
+            Family::V6 => at::<{ size_of::<Flow6>() }>(
+                self.view(names::FLOWS6)?.get(&index, 0)?,
+                offset_of!(Flow6, counters),
+            ),
+        })
     }
 
     /// All reasons that have been counted.
@@ -147,8 +188,23 @@ impl Kernel {
         Ok(program(&mut self.ebpf)?.fd()?.as_fd().try_clone_to_owned()?)
     }
 
+    /// The loaded program, as aya puts it into maps of programs.
+    pub fn program_fd(&mut self) -> Result<&ProgramFd> {
+        Ok(program(&mut self.ebpf)?.fd()?)
+    }
+
+    fn table<E: Entry>(&self, name: &str, entries: u32) -> Result<Table<E>> {
+        let Some(Map::Array(array)) = self.ebpf.map(name) else { bail!("no array {name}") };
+        Table::map(array.fd().as_fd(), entries).with_context(|| format!("cannot map {name}"))
+    }
+
     fn array<T: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        Ok(Array::try_from(map)?)
+    }
+
+    fn view<T: aya::Pod>(&self, name: &str) -> Result<Array<&MapData, T>> {
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
         Ok(Array::try_from(map)?)
     }
 
@@ -308,9 +364,9 @@ fn stack_depth(instructions: &[u64]) -> Result<u32> {
             // 64-bit register to register, then an addition of a constant
             7 if code == 0xbf && src == FRAME_POINTER => match instructions.get(index + 1) {
                 Some(next) if *next & 0xfff == 0x07 | dst << 8 => i64::from((next >> 32) as i32),
-                _ => anyhow::bail!("instruction {index} copies the frame pointer somewhere"),
+                _ => bail!("instruction {index} copies the frame pointer somewhere"),
             },
-            5 if code == 0x85 && src == 1 => anyhow::bail!("instruction {index} calls a function"),
+            5 if code == 0x85 && src == 1 => bail!("instruction {index} calls a function"),
             _ => 0,
         };
         deepest = deepest.min(reach);

@@ -7,6 +7,7 @@ pub mod crowd;
 pub mod forge;
 pub mod kernel;
 pub mod lab;
+pub mod load;
 pub mod nat;
 pub mod netns;
 pub mod packet;

@@ -95,12 +95,17 @@ pub fn tail(title: &str, file: &Path, lines: usize) -> String {
     )
 }
 
-/// Calls `attempt` until it returns something; an error of its own ends the wait.
+/// The environment variable by whose value limits of waits are multiplied and rates of streams divided,
+/// for machines as slow as an emulated one.
+pub const PATIENCE: &str = "RAWR_TEST_PATIENCE";
+
+/// Calls `attempt` until it returns something; an error of its own ends the wait. See [`PATIENCE`].
 pub fn eventually<T>(
     what: &str,
     limit: Duration,
     mut attempt: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let limit = limit * patience();
     let end = now() + limit;
     loop {
         if let Some(value) = attempt()? {
@@ -111,6 +116,12 @@ pub fn eventually<T>(
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// The factor of [`PATIENCE`]; 1 where it is not set.
+pub fn patience() -> u32 {
+    let value = std::env::var(PATIENCE).ok().and_then(|value| value.parse().ok());
+    value.unwrap_or(1).max(1)
 }
 
 /// The clock of everything that waits for processes.

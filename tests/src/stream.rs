@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::app::{Report, Shape};
 use crate::netns::Netns;
-use crate::process::{Process, binary, eventually};
+use crate::process::{Process, binary, eventually, patience};
 
 /// How long what is on its way may take to arrive after the senders have stopped.
 const LINGER: Duration = Duration::from_millis(300);
@@ -81,7 +81,7 @@ impl Stream {
         for end in &mut self.ends {
             end.command("stop")?;
         }
-        std::thread::sleep(LINGER);
+        std::thread::sleep(LINGER * patience());
         self.reports()
     }
 }
@@ -142,10 +142,12 @@ impl App {
     fn start(number: u32, end: Endpoint<'_>, settings: Settings, logs: &Path) -> Result<Self> {
         let name = format!("app-{}-{}", end.host.name(), end.bind.port());
         let sizes: Vec<_> = settings.sizes.iter().map(ToString::to_string).collect();
+        // A slow machine would lose in its sockets what it is too slow to read.
+        let pps = (settings.pps / patience()).max(1);
         let mut command = end.host.command(binary("rawr-app")?);
         command
             .args(["--bind", &end.bind.to_string(), "--to", &end.to.to_string()])
-            .args(["--pps", &settings.pps.to_string(), "--sizes", &sizes.join(",")])
+            .args(["--pps", &pps.to_string(), "--sizes", &sizes.join(",")])
             .args(["--stream", &number.to_string()]);
         if settings.shape == Shape::Stun {
             command.arg("--stun");

@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use rawr_common::entry::{Account, Exit, Tags};
-use rawr_common::flow::{Counters, Flow4, Flow6, Rate, Tuple4, Tuple6};
+use rawr_common::entry::{Account, Hop, Tags};
+use rawr_common::flow::{Counters, Exit, Flow4, Flow6, Rate, Tuple4, Tuple6};
 use rawr_common::memory::{Buffer, Memory};
 use rawr_common::relay::{Verdict, relay};
 
@@ -18,21 +18,24 @@ use crate::packet::{Packet, SERVICE_VLAN, VLAN};
 pub const ENTRIES: u32 = 256;
 /// The interface that packets come in by.
 pub const INGRESS: u32 = 1;
-/// The slot of the device map that has an interface.
-pub const EGRESS: u8 = 0;
+/// How many slots of the device map have an interface: those of the routes.
+pub const EGRESS: usize = 32;
 /// Largest layer 3 packet that leaves.
 pub const MTU: u16 = 1500;
 
 /// One direction of a session.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// Index of the entry and of its counters.
+    /// Index of the entry.
     pub index: u32,
     /// Source and destination of what arrives.
     pub from: (SocketAddr, SocketAddr),
     /// Source and destination of what leaves.
     pub to: (SocketAddr, SocketAddr),
+    /// Slot of the exit.
+    pub slot: u8,
     pub exit: Exit,
+    pub dst_mac: [u8; 6],
 }
 
 impl Route {
@@ -44,8 +47,8 @@ impl Route {
     /// What that packet leaves as.
     pub fn expected(&self, packet: &Packet) -> Packet {
         let mut expected = packet.relayed(self.to.0, self.to.1);
-        (expected.src_mac, expected.dst_mac) = (self.exit.src_mac, self.exit.dst_mac);
-        expected.tags = match self.exit.tags {
+        (expected.src_mac, expected.dst_mac) = (self.exit.src_mac, self.dst_mac);
+        expected.tags = match self.exit.tags() {
             Tags::None => vec![],
             Tags::Customer(tag) => vec![(VLAN, tag)],
             Tags::Service(tag) => vec![(SERVICE_VLAN, tag)],
@@ -56,8 +59,28 @@ impl Route {
 
     /// How it leaves.
     pub fn verdict(&self) -> Verdict {
-        if self.exit.tx { Verdict::Transmit } else { Verdict::Redirect { slot: EGRESS } }
+        if self.exit.transmits() {
+            Verdict::Transmit
+        } else {
+            Verdict::Redirect { slot: self.slot }
+        }
     }
+
+    /// The table of what arrives, and the index in it.
+    pub fn place(&self) -> (Family, u32) {
+        (if self.from.0.is_ipv4() { Family::V4 } else { Family::V6 }, self.index)
+    }
+
+    fn hop(&self) -> Hop {
+        Hop { exit: self.slot, dst_mac: self.dst_mac }
+    }
+}
+
+/// Which of the two flow tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
 }
 
 /// All routes: families × tags × way out.
@@ -74,18 +97,12 @@ pub fn routes() -> Vec<Route> {
         for tags in tags {
             for tx in [true, false] {
                 let index = routes.len() as u32;
-                let exit = Exit {
-                    ifindex: INGRESS,
-                    egress: EGRESS,
-                    src_mac: [0x02, 0, 0, 0, 1, index as u8],
-                    dst_mac: [0x02, 0, 0, 0, 2, index as u8],
-                    tags,
-                    mtu: MTU,
-                    tx,
-                };
+                let src_mac = [0x02, 0, 0, 0, 1, index as u8];
+                let exit = Exit::new(INGRESS, src_mac, MTU).tagged(tags).transmitting(tx);
+                let dst_mac = [0x02, 0, 0, 0, 2, index as u8];
                 let from = (remote(from_v4, 40_000 + index), local(from_v4, 0xc300 + index));
                 let to = (local(to_v4, 0xc340 + index), remote(to_v4, 41_000 + index));
-                routes.push(Route { index, from, to, exit });
+                routes.push(Route { index, from, to, slot: index as u8, exit, dst_mac });
             }
         }
     }
@@ -127,23 +144,24 @@ pub enum Entry {
 
 /// What makes a route: one entry or, from IPv4 to IPv6, two.
 pub fn entries(route: &Route, account: Account) -> Vec<Entry> {
-    let Route { index, from, to, exit } = route;
+    let Route { index, from, to, .. } = route;
+    let hop = route.hop();
     match (from.0.is_ipv4(), to.0.is_ipv4()) {
         (true, true) => {
-            vec![Entry::V4(*index, Flow4::new(tuple4(from), tuple4(to), exit, account))]
+            vec![Entry::V4(*index, Flow4::new(tuple4(from), tuple4(to), hop, account))]
         }
         (false, false) => {
-            vec![Entry::V6(*index, Flow6::new(tuple6(from), tuple6(to), exit, account))]
+            vec![Entry::V6(*index, Flow6::new(tuple6(from), tuple6(to), hop, account))]
         }
         (false, true) => {
-            vec![Entry::V6(*index, Flow6::to_ipv4(tuple6(from), tuple4(to), exit, account))]
+            vec![Entry::V6(*index, Flow6::to_ipv4(tuple6(from), tuple4(to), hop, account))]
         }
         (true, false) => {
             let reverse_index = u32::from(to.0.port()) % ENTRIES;
             let back = (to.1, to.0);
             let from_back = (from.1, from.0);
-            let reverse = Flow6::to_ipv4(tuple6(&back), tuple4(&from_back), exit, account);
-            let flow = Flow4::to_ipv6(tuple4(from), &tuple6(to), reverse_index, exit, account);
+            let reverse = Flow6::to_ipv4(tuple6(&back), tuple4(&from_back), hop, account);
+            let flow = Flow4::to_ipv6(tuple4(from), &tuple6(to), reverse_index, hop, account);
             vec![Entry::V6(reverse_index, reverse), Entry::V4(*index, flow)]
         }
     }
@@ -173,7 +191,7 @@ fn tuple6((src, dst): &(SocketAddr, SocketAddr)) -> Tuple6 {
 pub struct Host {
     pub flows4: Vec<Cell<Flow4>>,
     pub flows6: Vec<Cell<Flow6>>,
-    pub counters: Vec<Cell<Counters>>,
+    pub exits: Vec<Exit>,
     pub rates: Vec<Cell<Rate>>,
     /// Bytes before the frame that its head may move into.
     pub headroom: usize,
@@ -186,13 +204,19 @@ impl Host {
         Self {
             flows4: cells(),
             flows6: cells(),
-            counters: cells(),
+            exits: vec![Exit::default(); ENTRIES as usize],
             rates: cells(),
             headroom: 64,
             now: Duration::ZERO,
         }
     }
 
+    /// Sets the exit of a route.
+    pub fn set_exit(&mut self, route: &Route) {
+        self.exits[usize::from(route.slot)] = route.exit;
+    }
+
+    /// Sets an entry, whose counters start at zero.
     pub fn set(&mut self, entry: Entry) {
         match entry {
             Entry::V4(index, flow) => self.flows4[index as usize].set(flow),
@@ -207,9 +231,9 @@ impl Host {
         let tables = Memory {
             flows4: &self.flows4,
             flows6: &self.flows6,
-            counters: &self.counters,
+            exits: &self.exits,
             rates: &self.rates,
-            egress: &[true, false],
+            egress: &[true; EGRESS],
             now: self.now.as_nanos() as u64,
         };
         let verdict = relay(&mut buffer, &tables);
@@ -217,10 +241,16 @@ impl Host {
         (verdict, bytes.split_off(head))
     }
 
+    /// The counters of all entries.
+    pub fn counters(&self) -> impl Iterator<Item = ((Family, u32), Counters)> {
+        let v4 = (0..).zip(&self.flows4).map(|(i, flow)| ((Family::V4, i), flow.get().counters));
+        let v6 = (0..).zip(&self.flows6).map(|(i, flow)| ((Family::V6, i), flow.get().counters));
+        v4.chain(v6)
+    }
+
     /// Counters that are not 0.
-    pub fn counted(&self) -> Vec<(u32, Counters)> {
-        let counted = (0..).zip(&self.counters).map(|(index, counters)| (index, counters.get()));
-        counted.filter(|(_, counters)| *counters != Counters::default()).collect()
+    pub fn counted(&self) -> Vec<((Family, u32), Counters)> {
+        self.counters().filter(|(_, counters)| *counters != Counters::default()).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
@@ -20,6 +20,7 @@ use std::{
 use nix::{
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
+    sys::socket::{setsockopt, sockopt::RcvBufForce},
 };
 use rawr_userspace::dataplane::{
     Flow, Leg, NextHop, NextHops, VlanTags,
@@ -172,7 +173,7 @@ impl Port {
             libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len)
         };
         assert_eq!(bound, 0, "{}", io::Error::last_os_error());
-        socket.set_recv_buffer_size(16 << 20).unwrap();
+        setsockopt(&socket, RcvBufForce, &(256 << 20)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         Self(socket)
     }
@@ -259,7 +260,8 @@ fn sum(bytes: &[u8]) -> u16 {
 /// Datagrams from peer A, one every 50 µs or so, until stopped.
 struct Stream {
     stop: Arc<AtomicBool>,
-    sender: JoinHandle<u32>,
+    sent: Arc<AtomicU32>,
+    sender: JoinHandle<()>,
     receiver: Port,
     to: Leg,
 }
@@ -267,34 +269,36 @@ struct Stream {
 impl Stream {
     fn start(session: &Session) -> Self {
         let (from, receiver, sender) = (session.a, Port::new("b0"), Port::new("a0"));
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (stopped, number) = (Arc::clone(&stop), Arc::clone(&sent));
         let sender = thread::spawn(move || {
-            let mut number = 0;
             while !stopped.load(Ordering::Relaxed) {
-                sender.0.send(&frame(from, number)).unwrap();
-                number += 1;
+                sender.0.send(&frame(from, number.load(Ordering::Relaxed))).unwrap();
+                number.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_micros(50));
             }
-            number
         });
-        Self { stop, sender, receiver, to: session.b }
+        Self { stop, sent, sender, receiver, to: session.b }
     }
 
-    /// Lets a few datagrams through.
+    /// Lets a hundred datagrams through.
     fn flow(&self) {
-        thread::sleep(Duration::from_millis(50));
+        let enough = self.sent.load(Ordering::Relaxed) + 100;
+        while self.sent.load(Ordering::Relaxed) < enough {
+            assert!(!self.sender.is_finished(), "the sender has failed");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Stops, and expects all datagrams to have arrived, once and in order. Returns how many.
     fn finish(self) -> u32 {
         self.flow();
         self.stop.store(true, Ordering::Relaxed);
-        let sent = self.sender.join().unwrap();
+        self.sender.join().unwrap();
+        let sent = self.sent.load(Ordering::Relaxed);
         let arrived = self.receiver.arrived(self.to);
         let missing: Vec<_> = (0..sent).filter(|n| arrived.binary_search(n).is_err()).collect();
         assert_eq!(arrived, (0..sent).collect::<Vec<_>>(), "missing: {missing:?}");
-        assert!(sent > 100, "only {sent} sent");
         sent
     }
 }
@@ -479,7 +483,7 @@ fn detach_removes_everything_and_garbage_too() {
     std::fs::create_dir_all(version.join("link-dir/deep")).unwrap();
     std::fs::create_dir_all(lab.dir().join("abi7/maps")).unwrap();
     std::os::unix::fs::symlink("/nowhere", version.join("link-nothing")).unwrap();
-    std::fs::rename(version.join("maps/COUNTERS"), version.join("link-map")).unwrap();
+    std::fs::rename(version.join("maps/REASONS"), version.join("link-map")).unwrap();
     let detached = Pins::detach(Path::new(BPFFS), &lab.instance).unwrap();
     assert_eq!(detached, ["a1", "dir", "map", "nothing"]);
     assert!(!has_program("a1"));
@@ -494,7 +498,7 @@ fn broken_pins_do_not_stop_a_start() {
     drop(lab.open());
     let version = std::fs::read_dir(lab.dir()).unwrap().next().unwrap().unwrap().path();
     std::fs::remove_file(version.join("maps/RATES")).unwrap();
-    std::fs::rename(version.join("maps/COUNTERS"), version.join("link-a1")).unwrap();
+    std::fs::rename(version.join("maps/REASONS"), version.join("link-a1")).unwrap();
     let mut bpf = lab.open();
     assert!(!bpf.has_taken_over());
     assert!(!bpf.attach("a1", WantedMode::Auto).unwrap().taken_over);
@@ -618,4 +622,82 @@ fn an_interface_that_comes_back_is_used_again() {
     session.install(&mut bpf);
     assert!(!bpf.attach("b1", WantedMode::Auto).unwrap().taken_over);
     Stream::start(&session).finish();
+}
+
+/// A next hop by interface a1 whose exit differs from others by its MTU.
+fn way(mtu: u16) -> NextHop {
+    let ifindex = if_nametoindex("a1").unwrap();
+    let (src_mac, dst_mac) = ([2, 0, 0, 0, 0, 1], [0xff; 6]);
+    NextHop { ifindex, src_mac, dst_mac, vlan: VlanTags::default(), mtu, tx: false }
+}
+
+/// The flow from one port of ours to the next.
+fn flow_of(number: u16, rate: Option<u64>) -> Flow {
+    let leg = |port| Leg {
+        local: SocketAddrV4::new(RELAY, port).into(),
+        remote: ([198, 51, 100, 7], 4000).into(),
+    };
+    Flow { from: leg(50_000 + number), to: leg(50_001 + number), rate }
+}
+
+#[test]
+fn exits_are_shared_run_out_and_are_taken_over() {
+    let Some(lab) = Lab::new("exits") else { return };
+    veth("a");
+    let config = Config { flows: 300, ..lab.config() };
+    let mut bpf = Bpf::open(&config, object()).unwrap();
+    for number in 0..256 {
+        bpf.install(&flow_of(number, None), &way(1000 + number)).unwrap();
+    }
+    let too_many = |outcome| matches!(outcome, Err(BackendError::TooManyExits { most: 256 }));
+    assert!(too_many(bpf.install(&flow_of(256, None), &way(999))));
+    bpf.install(&flow_of(256, None), &way(1000)).unwrap();
+    assert!(!bpf.holds(&flow_of(256, None), &way(999)));
+
+    let before = bpf.list().unwrap();
+    drop(bpf);
+    let mut bpf = Bpf::open(&config, object()).unwrap();
+    assert!(bpf.has_taken_over());
+    assert_eq!(bpf.list().unwrap(), before);
+    assert!((0..256).all(|number| bpf.holds(&flow_of(number, None), &way(1000 + number))));
+    bpf.remove(flow_of(0, None).from.local).unwrap();
+    assert!(too_many(bpf.install(&flow_of(0, None), &way(999))), "another flow has that exit");
+    bpf.remove(flow_of(256, None).from.local).unwrap();
+    bpf.install(&flow_of(0, None), &way(999)).unwrap();
+    // A flow that moves leaves its exit to others.
+    bpf.install(&flow_of(0, None), &way(1001)).unwrap();
+    bpf.install(&flow_of(256, None), &way(998)).unwrap();
+    for number in 257..300 {
+        bpf.install(&flow_of(number, None), &way(998)).unwrap();
+    }
+    let outcome = bpf.install(&flow_of(300, None), &way(998));
+    assert!(matches!(outcome, Err(BackendError::Full { capacity: 300 })), "{outcome:?}");
+}
+
+#[test]
+fn limits_are_kept_changed_lifted_and_taken_over() {
+    let Some(lab) = Lab::new("limits") else { return };
+    veth("a");
+    let mut bpf = lab.open();
+    // Of 64 limits, each flow takes one as often as it gets one.
+    for round in 0..3 {
+        for number in 0..64 {
+            let limited = flow_of(number, Some(1000 + round));
+            bpf.install(&limited, &way(1500)).unwrap();
+            assert!(bpf.holds(&limited, &way(1500)));
+            assert!(!bpf.holds(&flow_of(number, Some(7)), &way(1500)));
+        }
+        for number in (0..64).filter(|_| round == 1) {
+            bpf.install(&flow_of(number, None), &way(1500)).unwrap();
+        }
+    }
+    drop(bpf);
+    let mut bpf = lab.open();
+    for number in 0..64 {
+        assert!(bpf.holds(&flow_of(number, Some(1002)), &way(1500)));
+        bpf.remove(flow_of(number, None).from.local).unwrap();
+    }
+    for number in 100..164 {
+        bpf.install(&flow_of(number, Some(9)), &way(1500)).unwrap();
+    }
 }

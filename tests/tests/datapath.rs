@@ -3,7 +3,6 @@
 //! Every case runs through the same function in this process as well, and has to come out the same.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,7 +15,9 @@ use rawr_common::relay::Verdict;
 use rawr_tests::kernel::{Kernel, action};
 use rawr_tests::packet::{Packet, SERVICE_VLAN, VLAN};
 use rawr_tests::privilege::need_root;
-use rawr_tests::world::{ENTRIES, Entry, Host, INGRESS, MTU, Route, entries, plain, routes};
+use rawr_tests::world::{
+    EGRESS, ENTRIES, Entry, Family, Host, INGRESS, MTU, Route, entries, plain, routes,
+};
 
 /// Largest program, in bytes of the kernel's instructions.
 const LARGEST_PROGRAM: u32 = 16 * 1024;
@@ -42,7 +43,7 @@ fn program_has_no_map_for_logs_or_events() {
     names.sort();
     let rodata = names.iter().position(|name| name.ends_with("rodata")).unwrap();
     names.remove(rodata);
-    assert_eq!(names, ["COUNTERS", "EGRESS", "FLOWS4", "FLOWS6", "RATES", "REASONS"]);
+    assert_eq!(names, ["EGRESS", "EXITS", "FLOWS4", "FLOWS6", "RATES", "REASONS"]);
 }
 
 #[test]
@@ -323,7 +324,7 @@ fn next_hop_changes_take_effect_on_the_next_packet() {
     };
     for mut route in routes() {
         relay.forwards(&route, &route.packet());
-        route.exit.dst_mac = [0x02, 0, 0, 0, 9, 9];
+        route.dst_mac = [0x02, 0, 0, 0, 9, 9];
         relay.install(&route, 2);
         relay.forwards(&route, &route.packet());
     }
@@ -339,7 +340,7 @@ fn an_entry_that_changes_is_not_used() {
     // Half of a translated flow has been replaced: the two generations differ.
     let route = plain(true, false);
     relay.install(&route, 5);
-    let newer = Account { generation: 6, counter: route.index, rated: false };
+    let newer = Account { generation: 6, rate: None };
     let reverse = entries(&route, newer).into_iter().find(|entry| matches!(entry, Entry::V6(..)));
     relay.set(reverse.unwrap());
     relay.passes(&route.packet().frame(), Reason::FlowChanging);
@@ -352,11 +353,11 @@ fn redirects_unless_transmission_back_is_possible() {
     };
     for mut route in routes() {
         // `forwards` knows the expected action by the route's flag; another interface forbids it.
-        if route.exit.tx {
+        if route.exit.transmits() {
             route.exit.ifindex = INGRESS + 1;
             relay.install(&route, 2);
             let (verdict, _) = relay.host.run(&route.packet().frame());
-            assert_eq!(verdict, Verdict::Redirect { slot: 0 });
+            assert_eq!(verdict, Verdict::Redirect { slot: route.slot });
             let outcome = relay.kernel.run(&route.packet().frame(), 1).unwrap();
             assert_eq!(outcome.action, action::REDIRECT);
             assert_eq!(outcome.frame, route.expected(&route.packet()).frame());
@@ -370,8 +371,8 @@ fn without_an_egress_interface_packets_are_passed_up() {
         return;
     };
     for mut route in routes() {
-        route.exit.egress = 1;
-        route.exit.tx = false;
+        route.slot += EGRESS as u8;
+        route.exit = route.exit.transmitting(false);
         relay.install(&route, 2);
         relay.passes(&route.packet().frame(), Reason::NoEgress);
     }
@@ -386,7 +387,7 @@ fn counters_count_per_flow_and_only_what_is_forwarded() {
     for len in 0..100 {
         relay.forwards(&route, &Packet { payload: vec![0; len], ..route.packet() });
     }
-    let counters = relay.kernel.counters(route.index).unwrap();
+    let counters = relay.kernel.counters(route.place()).unwrap();
     assert_eq!(counters, Counters { packets: 100, bytes: (0..100).map(|len| len + 28).sum() });
 }
 
@@ -394,19 +395,19 @@ fn counters_count_per_flow_and_only_what_is_forwarded() {
 fn rate_limit_drops_what_exceeds_it() {
     let Some(mut relay) = Relay::new("rate_limit_drops_what_exceeds_it") else { return };
     let route = plain(true, true);
-    let account = Account { generation: 2, counter: route.index, rated: true };
+    let account = Account { generation: 2, rate: Some(7) };
     for entry in entries(&route, account) {
         relay.set(entry);
     }
     // One KiB per second: after the burst, no other packet fits for seconds.
     let rate = Rate::new(1024, Duration::from_secs(10));
-    relay.kernel.set_rate(route.index, rate).unwrap();
+    relay.kernel.set_rate(7, rate).unwrap();
     let packet = Packet { payload: vec![0; 996], ..route.packet() };
     let actions = (0..20).map(|_| relay.kernel.run(&packet.frame(), 1).unwrap().action);
     let actions: Vec<u32> = actions.collect();
     assert_eq!(actions, [[action::TX; 10], [action::DROP; 10]].concat());
     assert_eq!(relay.kernel.reasons().unwrap(), [(Reason::RateLimited, 10)]);
-    let counters = relay.kernel.counters(route.index).unwrap();
+    let counters = relay.kernel.counters(route.place()).unwrap();
     assert_eq!(counters, Counters { packets: 10, bytes: 10 * 1024 });
 }
 
@@ -436,8 +437,7 @@ fn kernel_and_host_agree_on_random_packets() {
     }
     println!("{forwarded} of 200000 forwarded");
     assert!(forwarded > 80_000, "only {forwarded} were forwarded");
-    let on_host: Vec<Counters> = relay.host.counters.iter().map(Cell::get).collect();
-    assert_eq!(relay.counts().flows, on_host);
+    assert_eq!(relay.counts().flows, relay.host.counters().collect());
 }
 
 /// The program in the kernel and the same function in this process, with the same flows.
@@ -453,7 +453,9 @@ impl Relay {
             return None;
         }
         let mut kernel = Kernel::load(ENTRIES).unwrap();
-        kernel.set_egress(0, INGRESS).unwrap();
+        for slot in 0..EGRESS as u32 {
+            kernel.set_egress(slot, INGRESS).unwrap();
+        }
         let mut relay = Self { kernel, host: Host::new() };
         for route in routes() {
             relay.install(&route, 1);
@@ -462,8 +464,9 @@ impl Relay {
     }
 
     fn install(&mut self, route: &Route, generation: u32) {
-        let account = Account { generation, counter: route.index, rated: false };
-        for entry in entries(route, account) {
+        self.kernel.set_exit(route.slot, &route.exit).unwrap();
+        self.host.set_exit(route);
+        for entry in entries(route, Account { generation, rate: None }) {
             self.set(entry);
         }
     }
@@ -486,7 +489,7 @@ impl Relay {
         assert_eq!(outcome.frame, route.expected(packet).frame(), "{packet:?}");
         assert_eq!(self.host.run(&frame), (route.verdict(), outcome.frame), "{packet:?}");
 
-        let counters = &mut expected.flows[route.index as usize];
+        let counters = expected.flows.get_mut(&route.place()).unwrap();
         counters.packets += 1;
         counters.bytes += packet.ip_len() as u64;
         assert_eq!(self.counts(), expected, "{packet:?}");
@@ -506,16 +509,20 @@ impl Relay {
     /// Everything that the kernel has counted.
     fn counts(&self) -> Counts {
         Counts {
-            flows: (0..ENTRIES).map(|index| self.kernel.counters(index).unwrap()).collect(),
+            flows: [Family::V4, Family::V6]
+                .into_iter()
+                .flat_map(|family| (0..ENTRIES).map(move |index| (family, index)))
+                .map(|place| (place, self.kernel.counters(place).unwrap()))
+                .collect(),
             reasons: self.kernel.reasons().unwrap().into_iter().collect(),
         }
     }
 }
 
-/// All counters: one pair per flow, and the reasons that have occurred.
+/// All counters: one pair per entry, and the reasons that have occurred.
 #[derive(Debug, PartialEq, Eq)]
 struct Counts {
-    flows: Vec<Counters>,
+    flows: BTreeMap<(Family, u32), Counters>,
     reasons: BTreeMap<Reason, u64>,
 }
 

@@ -8,11 +8,16 @@ use super::session::Avoid;
 use super::store::Index;
 use super::time::Now;
 
+/// Sessions whose alarms ring in one call: when thousands expire at once, requests come in between.
+const MOST_AT_ONCE: usize = 256;
+
 impl Server {
-    /// Does everything that is due at `now`.
+    /// Does what is due at `now`. Where that is much, [`Server::poll_timeout`] still says so
+    /// afterwards.
     pub fn handle_timeout(&mut self, now: Now) {
         // Each once: one that is due again at once must not keep the others waiting.
-        let due: Vec<Index> = std::iter::from_fn(|| self.store.alarms.pop(now.monotonic)).collect();
+        let due = std::iter::from_fn(|| self.store.alarms.pop(now.monotonic));
+        let due: Vec<Index> = due.take(MOST_AT_ONCE).collect();
         for index in due {
             if let Some(session) = self.store.get_mut(index) {
                 session.armed = None;

@@ -22,7 +22,7 @@ use super::time::Now;
 const VERSION: u32 = 1;
 
 /// The sessions of a [`Server`], for the one that takes over.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Snapshot {
     version: u32,
     nonce_key: Hex<32>,
@@ -38,6 +38,27 @@ impl Snapshot {
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
+    }
+}
+
+/// A [`Snapshot`] that is being written.
+#[derive(Serialize)]
+struct SnapshotView<'a> {
+    version: u32,
+    nonce_key: Hex<32>,
+    sessions: Records<'a>,
+}
+
+/// The sessions of a server, as a list.
+struct Records<'a> {
+    server: &'a Server,
+    now: Now,
+}
+
+impl Serialize for Records<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sessions = self.server.store.iter();
+        serializer.collect_seq(sessions.filter_map(|(_, session)| record(session, self.now)))
     }
 }
 
@@ -103,10 +124,14 @@ struct UpstreamRecord {
 }
 
 impl Server {
-    /// The state to start again from.
-    pub fn snapshot(&self, now: Now) -> Snapshot {
-        let sessions = self.store.iter().filter_map(|(_, session)| record(session, now)).collect();
-        Snapshot { version: VERSION, nonce_key: Hex(*self.nonces.as_bytes()), sessions }
+    /// The state to start again from: it is read back as a [`Snapshot`]. The sessions are not copied
+    /// for it, which would take as much memory again.
+    pub fn snapshot(&self, now: Now) -> impl Serialize {
+        SnapshotView {
+            version: VERSION,
+            nonce_key: Hex(*self.nonces.as_bytes()),
+            sessions: Records { server: self, now },
+        }
     }
 
     /// A server that goes on where the one that made the snapshot stopped. It asks for the same data

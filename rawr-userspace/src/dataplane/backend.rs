@@ -1,6 +1,6 @@
 //! What the data plane asks of a packet forwarder that it does not run itself.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, ops::Bound};
 
 use rawr_common::reason::Reason;
 
@@ -23,8 +23,17 @@ pub trait Backend {
     /// nothing.
     fn holds(&self, flow: &Flow, next_hop: &NextHop) -> bool;
 
-    /// All flows in force, in no particular order.
-    fn list(&self) -> Result<Vec<Installed>, BackendError>;
+    /// The first `most` of the flows in force behind `after`, in the order of their local addresses.
+    fn list_after(
+        &self,
+        after: Bound<SocketAddr>,
+        most: usize,
+    ) -> Result<Vec<Installed>, BackendError>;
+
+    /// All flows in force, in the order of their local addresses.
+    fn list(&self) -> Result<Vec<Installed>, BackendError> {
+        self.list_after(Bound::Unbounded, usize::MAX)
+    }
 
     /// What the flow at `local` has forwarded; `None` if there is none.
     fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError>;
@@ -74,8 +83,11 @@ pub enum BackendError {
          end mends that, else use --datapath generic"
     )]
     NoRedirect { ifindex: u32 },
-    #[error("packets leave by more than {most} interfaces already")]
-    TooManyInterfaces { most: u32 },
+    #[error(
+        "flows leave by {most} exits already, each an interface with its source MAC, VLAN tags and MTU; \
+         more stay in userspace until one of those is not used any more"
+    )]
+    TooManyExits { most: u32 },
     #[error("not allowed to {what}; rawr needs CAP_BPF and CAP_NET_ADMIN, or root")]
     Privilege { what: &'static str },
     #[error("the kernel would not {what}: {source}")]
@@ -85,7 +97,7 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// An error of a system call made to `what` ("write a counter").
+    /// An error of a system call made to `what` ("write a rate limit").
     pub fn kernel(what: &'static str, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Privilege { what },

@@ -1,6 +1,6 @@
 //! A backend that fails now and then, to prove that what stands above it recovers.
 
-use std::{cell::RefCell, net::SocketAddr};
+use std::{cell::RefCell, net::SocketAddr, ops::Bound};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -82,8 +82,12 @@ impl<B: Backend> Backend for Chaos<B> {
         self.inner.holds(flow, next_hop)
     }
 
-    fn list(&self) -> Result<Vec<Installed>, BackendError> {
-        self.read(B::list)
+    fn list_after(
+        &self,
+        after: Bound<SocketAddr>,
+        most: usize,
+    ) -> Result<Vec<Installed>, BackendError> {
+        self.read(|inner| inner.list_after(after, most))
     }
 
     fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {

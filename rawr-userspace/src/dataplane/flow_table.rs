@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -14,12 +15,16 @@ use super::{
     backend::{BackendError, Installed},
 };
 
+/// No address and port of ours comes before this one.
+const LEAST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// All desired flows, by the address and port of ours that their packets arrive at.
 #[derive(Debug, Default)]
 pub struct FlowTable {
-    flows: BTreeMap<SocketAddr, Desired>,
-    /// The flows whose packets go to an address.
-    by_destination: BTreeMap<IpAddr, BTreeSet<SocketAddr>>,
+    /// Boxed, because a tree's nodes have room for more than they hold.
+    flows: BTreeMap<SocketAddr, Box<Desired>>,
+    /// The flows, by the address that their packets go to.
+    by_destination: BTreeSet<(IpAddr, SocketAddr)>,
     /// No longer desired, but not yet confirmed to be gone from the backend.
     leaving: BTreeMap<SocketAddr, Tally>,
     dirty: BTreeSet<SocketAddr>,
@@ -88,7 +93,8 @@ pub struct Totals {
 #[derive(Debug)]
 struct Desired {
     flow: Flow,
-    partner: Option<SocketAddr>,
+    /// Whether the flow at `flow.to.local` is the other direction of this one.
+    is_paired: bool,
     state: State,
     /// Whether an event has told the state since the flow was last changed.
     told: bool,
@@ -122,14 +128,14 @@ impl FlowTable {
     /// wanted already changes nothing and causes no event.
     pub fn pair(&mut self, a: Leg, b: Leg, rate: Option<u64>) {
         assert_ne!(a.local, b.local, "the legs of a pair have addresses of their own");
-        self.want(Flow { from: b, to: a, rate }, Some(a.local));
-        self.want(Flow { from: a, to: b, rate }, Some(b.local));
+        self.want(Flow { from: b, to: a, rate }, true);
+        self.want(Flow { from: a, to: b, rate }, true);
     }
 
     /// Wants what arrives on `from` to leave on `to`, and nothing more: for a leg that is about to
     /// be given up and whose last packets still arrive.
     pub fn drain(&mut self, from: Leg, to: Leg, rate: Option<u64>) {
-        self.want(Flow { from, to, rate }, None);
+        self.want(Flow { from, to, rate }, false);
     }
 
     /// Wants nothing more of what arrives at `local`. The other direction goes on by itself.
@@ -139,20 +145,15 @@ impl FlowTable {
         self.forget_destination(&desired.flow);
         self.leaving.insert(local, desired.tally);
         self.dirty.insert(local);
-        self.part(local, desired.partner);
+        self.part(local, desired.partner());
         true
     }
 
     /// Has all flows that go to `remote` looked at again, because the way there may have changed.
     pub fn next_hop_changed(&mut self, remote: IpAddr) {
-        if let Some(locals) = self.by_destination.get(&remote) {
-            self.dirty.extend(locals);
-        }
-    }
-
-    /// Has all flows looked at again, because routes have changed.
-    pub fn next_hops_changed(&mut self) {
-        self.dirty.extend(self.flows.keys());
+        let all = (remote, LEAST)..;
+        let locals = self.by_destination.range(all).take_while(|(ip, _)| *ip == remote);
+        self.dirty.extend(locals.map(|(_, local)| local));
     }
 
     /// Whether there is something that the reconciler has not seen yet.
@@ -173,12 +174,12 @@ impl FlowTable {
 
     /// The flow of what arrives at `local`.
     pub fn get(&self, local: SocketAddr) -> Option<FlowView> {
-        self.flows.get(&local).map(Desired::view)
+        self.flows.get(&local).map(|desired| desired.view())
     }
 
     /// All desired flows, in the order of their local addresses.
     pub fn iter(&self) -> impl Iterator<Item = FlowView> {
-        self.flows.values().map(Desired::view)
+        self.flows.values().map(|desired| desired.view())
     }
 
     /// How many flows are desired.
@@ -204,24 +205,25 @@ impl FlowTable {
         totals
     }
 
-    fn want(&mut self, flow: Flow, partner: Option<SocketAddr>) {
+    fn want(&mut self, flow: Flow, is_paired: bool) {
         let local = flow.from.local;
         let (state, tally) = match self.flows.remove(&local) {
-            Some(old) if old.flow == flow && old.partner == partner => {
+            Some(old) if old.flow == flow && old.is_paired == is_paired => {
                 self.flows.insert(local, old);
                 return;
             }
             Some(old) => {
                 self.forget_destination(&old.flow);
-                if old.partner != partner {
-                    self.part(local, old.partner);
+                if old.partner() != is_paired.then_some(flow.to.local) {
+                    self.part(local, old.partner());
                 }
                 (old.state, old.tally)
             }
             None => (State::Pending, self.leaving.remove(&local).unwrap_or_default()),
         };
-        self.by_destination.entry(flow.to.remote.ip()).or_default().insert(local);
-        self.flows.insert(local, Desired { flow, partner, state, told: false, tally });
+        self.by_destination.insert((flow.to.remote.ip(), local));
+        let desired = Desired { flow, is_paired, state, told: false, tally };
+        self.flows.insert(local, Box::new(desired));
         self.dirty.insert(local);
     }
 
@@ -229,21 +231,15 @@ impl FlowTable {
     fn part(&mut self, local: SocketAddr, partner: Option<SocketAddr>) {
         let Some(partner) = partner else { return };
         if let Some(other) = self.flows.get_mut(&partner)
-            && other.partner == Some(local)
+            && other.partner() == Some(local)
         {
-            other.partner = None;
+            other.is_paired = false;
             self.dirty.insert(partner);
         }
     }
 
     fn forget_destination(&mut self, flow: &Flow) {
-        let destination = flow.to.remote.ip();
-        if let Some(locals) = self.by_destination.get_mut(&destination) {
-            locals.remove(&flow.from.local);
-            if locals.is_empty() {
-                self.by_destination.remove(&destination);
-            }
-        }
+        self.by_destination.remove(&(flow.to.remote.ip(), flow.from.local));
     }
 }
 
@@ -253,12 +249,22 @@ impl FlowTable {
         std::mem::take(&mut self.dirty)
     }
 
-    pub(super) fn locals(&self) -> impl Iterator<Item = SocketAddr> {
-        self.flows.keys().copied()
+    /// The flows behind `after`, in the order of their local addresses.
+    pub(super) fn locals_after(
+        &self,
+        after: Bound<SocketAddr>,
+    ) -> impl Iterator<Item = SocketAddr> {
+        self.flows.range((after, Bound::Unbounded)).map(|(&local, _)| local)
     }
 
-    pub(super) fn installed_locals(&self) -> Vec<SocketAddr> {
-        self.flows.iter().filter(|(_, d)| d.state.is_installed()).map(|(&local, _)| local).collect()
+    /// Whether the flow at `local` is said to be in the backend.
+    pub(super) fn is_installed(&self, local: SocketAddr) -> bool {
+        self.flows.get(&local).is_some_and(|desired| desired.state.is_installed())
+    }
+
+    /// Where the other direction of the flow at `local` arrives, if it has one.
+    pub(super) fn partner(&self, local: SocketAddr) -> Option<SocketAddr> {
+        self.flows.get(&local)?.partner()
     }
 
     pub(super) fn is_desired(&self, local: SocketAddr) -> bool {
@@ -273,7 +279,7 @@ impl FlowTable {
     /// installed: what arrives over IPv6 first, because a translation to IPv6 builds on it.
     pub(super) fn unit(&self, local: SocketAddr) -> Vec<Flow> {
         let Some(desired) = self.flows.get(&local) else { return Vec::new() };
-        let partner = desired.partner.and_then(|partner| self.flows.get(&partner));
+        let partner = desired.partner().and_then(|partner| self.flows.get(&partner));
         let mut unit: Vec<_> = std::iter::once(desired).chain(partner).map(|d| d.flow).collect();
         unit.sort_by_key(|flow| (flow.from.local.is_ipv4(), flow.from.local));
         unit
@@ -307,12 +313,21 @@ impl FlowTable {
         }
     }
 
-    /// Notes what the backend has counted for `local`. Returns whether that is more than before.
-    pub(super) fn counted(&mut self, local: SocketAddr, counters: Counters) -> bool {
-        let Some(desired) = self.flows.get_mut(&local) else { return false };
-        let moved = desired.tally.present != counters;
-        desired.tally.present = counters;
-        moved
+    /// Notes what `read` says that the backend has counted for each flow that is said to be in it.
+    /// Returns those for which that is more than before.
+    pub(super) fn count<E>(
+        &mut self,
+        read: impl Fn(SocketAddr) -> Result<Option<Counters>, E>,
+    ) -> Result<Vec<SocketAddr>, E> {
+        let mut moved = Vec::new();
+        let installed = self.flows.iter_mut().filter(|(_, desired)| desired.state.is_installed());
+        for (&local, desired) in installed {
+            let Some(counters) = read(local)? else { continue };
+            if std::mem::replace(&mut desired.tally.present, counters) != counters {
+                moved.push(local);
+            }
+        }
+        Ok(moved)
     }
 
     pub(super) fn push(&mut self, event: Event) {
@@ -321,10 +336,14 @@ impl FlowTable {
 }
 
 impl Desired {
+    fn partner(&self) -> Option<SocketAddr> {
+        self.is_paired.then_some(self.flow.to.local)
+    }
+
     fn view(&self) -> FlowView {
         FlowView {
             flow: self.flow,
-            partner: self.partner,
+            partner: self.partner(),
             state: self.state.clone(),
             counters: self.tally.total(),
         }

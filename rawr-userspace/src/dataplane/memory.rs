@@ -3,8 +3,9 @@
 //! the one of the other direction.
 
 use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Bound,
 };
 
 use rawr_common::flow;
@@ -14,11 +15,16 @@ use super::{
     backend::{Backend, BackendError, Installed, Reasons},
 };
 
+/// No address and port comes before this one.
+const LEAST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Memory {
     flows: BTreeMap<SocketAddr, (Installed, Counters)>,
     occupants: BTreeMap<(bool, u32), SocketAddr>,
+    /// The translating flows behind the reverse flow that each needs.
+    dependents: BTreeSet<(SocketAddr, SocketAddr)>,
     table_mask: u32,
     capacity: u32,
     writes: u64,
@@ -31,6 +37,7 @@ impl Memory {
         Self {
             flows: BTreeMap::new(),
             occupants: BTreeMap::new(),
+            dependents: BTreeSet::new(),
             table_mask: table_len - 1,
             capacity,
             writes: 0,
@@ -64,23 +71,21 @@ impl Memory {
     }
 
     fn take(&mut self, local: SocketAddr) -> Option<Counters> {
-        let (_, counters) = self.flows.remove(&local)?;
+        let (installed, counters) = self.flows.remove(&local)?;
         self.occupants.remove(&self.place(local));
+        self.dependents.remove(&(installed.flow.to.local, local));
         self.writes += 1;
         Some(counters)
     }
 
     /// Removes the translating flows whose reverse flow was `gone`.
     fn take_dependents(&mut self, gone: SocketAddr) {
-        let dependents: Vec<_> = self
-            .flows
-            .values()
-            .map(|(installed, _)| installed.flow)
-            .filter(|flow| translates(flow) && flow.to.local == gone)
-            .collect();
-        for flow in dependents {
-            if !self.has_reverse(&flow) {
-                self.take(flow.from.local);
+        let all = (gone, LEAST)..;
+        let dependents = self.dependents.range(all).take_while(|(reverse, _)| *reverse == gone);
+        for (_, local) in dependents.copied().collect::<Vec<_>>() {
+            let flow = self.flows.get(&local).map(|(installed, _)| installed.flow);
+            if flow.is_some_and(|flow| !self.has_reverse(&flow)) {
+                self.take(local);
             }
         }
     }
@@ -112,7 +117,12 @@ impl Backend for Memory {
             None => Counters::default(),
         };
         let installed = Installed { flow: *flow, next_hop: *next_hop };
-        self.flows.insert(local, (installed, counters));
+        if let Some((before, _)) = self.flows.insert(local, (installed, counters)) {
+            self.dependents.remove(&(before.flow.to.local, local));
+        }
+        if translates(flow) {
+            self.dependents.insert((flow.to.local, local));
+        }
         self.occupants.insert(place, local);
         self.writes += 1;
         self.take_dependents(local);
@@ -130,8 +140,13 @@ impl Backend for Memory {
         self.flows.get(&flow.from.local).is_some_and(|(installed, _)| *installed == wanted)
     }
 
-    fn list(&self) -> Result<Vec<Installed>, BackendError> {
-        Ok(self.flows.values().map(|(installed, _)| *installed).collect())
+    fn list_after(
+        &self,
+        after: Bound<SocketAddr>,
+        most: usize,
+    ) -> Result<Vec<Installed>, BackendError> {
+        let behind = self.flows.range((after, Bound::Unbounded)).take(most);
+        Ok(behind.map(|(_, (installed, _))| *installed).collect())
     }
 
     fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {

@@ -58,6 +58,7 @@ pub mod flow_table;
 pub mod memory;
 pub mod object;
 pub mod reconcile;
+mod retry;
 pub mod slow_path;
 pub mod table;
 

@@ -1,7 +1,7 @@
 //! Makes a backend hold what the flow table wants, whatever fails on the way.
 //!
 //! What has changed is settled at once, what failed is tried again with growing pauses, and from
-//! time to time everything is compared. A flow that the backend holds already as wanted is left
+//! time to time everything is compared, a part in each step. A flow that the backend holds already as wanted is left
 //! alone, so that a restarted daemon adopts what its predecessor installed and no packet notices.
 //! Flows that nobody wants (*orphans*, perhaps of sessions that the restarted daemon does not know
 //! yet) stay while packets use them.
@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,7 +18,11 @@ use super::{
     Counters, Flow, NextHop, NextHops,
     backend::{Backend, BackendError, Installed},
     flow_table::{Event, FlowTable, State},
+    retry::Retries,
 };
+
+/// Flows that one step compares: others wait for their packets meanwhile.
+const SLICE: usize = 512;
 
 /// The reconciler's pace.
 #[derive(Clone, Copy, Debug)]
@@ -48,14 +53,18 @@ impl Default for Settings {
 pub struct Reconciler {
     settings: Settings,
     next_comparison: Option<Instant>,
-    retries: BTreeMap<SocketAddr, Retry>,
+    /// How far the comparison has come that is under way.
+    comparing: Option<Position>,
+    retries: Retries,
     orphans: BTreeMap<SocketAddr, Orphan>,
 }
 
+/// Where a comparison goes on.
 #[derive(Clone, Copy, Debug)]
-struct Retry {
-    attempts: u32,
-    at: Instant,
+struct Position {
+    after: Bound<SocketAddr>,
+    /// When it began.
+    since: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,9 +74,15 @@ struct Orphan {
 }
 
 impl Reconciler {
-    /// A reconciler whose first step compares everything.
+    /// A reconciler whose first steps compare everything.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, next_comparison: None, retries: BTreeMap::new(), orphans: BTreeMap::new() }
+        Self {
+            settings,
+            next_comparison: None,
+            comparing: None,
+            retries: Retries::default(),
+            orphans: BTreeMap::new(),
+        }
     }
 
     /// Settles what has changed in `table` and whatever else is due. The outcome stands in the
@@ -80,13 +95,14 @@ impl Reconciler {
         next_hops: &dyn NextHops,
     ) {
         let mut due = table.take_dirty();
-        due.extend(
-            self.retries.iter().filter(|(_, retry)| retry.at <= now).map(|(&local, _)| local),
-        );
-        if self.next_comparison.is_none_or(|at| at <= now) {
+        due.extend(self.retries.due(now));
+        if self.comparing.is_none() && self.next_comparison.is_none_or(|at| at <= now) {
             self.next_comparison = Some(now + self.settings.interval);
-            match backend.list() {
-                Ok(list) => self.compare(now, table, backend, &list, &mut due),
+            self.comparing = Some(Position { after: Bound::Unbounded, since: now });
+        }
+        if let Some(position) = self.comparing.take() {
+            match backend.list_after(position.after, SLICE) {
+                Ok(list) => self.compare(now, table, backend, (position, &list), &mut due),
                 Err(why) => table.push(Event::ListFailed { why: Arc::new(why) }),
             }
         }
@@ -97,7 +113,8 @@ impl Reconciler {
     /// When [`Reconciler::step`] has something to do next even if nothing happens; `None` before
     /// the first step, which is due at once.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.retries.values().map(|retry| retry.at).chain(self.next_comparison).min()
+        let comparing = self.comparing.map(|position| position.since);
+        [comparing, self.retries.poll_timeout(), self.next_comparison].into_iter().flatten().min()
     }
 
     /// Reads what the installed flows have forwarded. Returns the local addresses at which packets
@@ -107,15 +124,7 @@ impl Reconciler {
         table: &mut FlowTable,
         backend: &dyn Backend,
     ) -> Result<Vec<SocketAddr>, BackendError> {
-        let mut moved = Vec::new();
-        for local in table.installed_locals() {
-            if let Some(counters) = backend.counters(local)?
-                && table.counted(local, counters)
-            {
-                moved.push(local);
-            }
-        }
-        Ok(moved)
+        table.count(|local| backend.counters(local))
     }
 
     /// How many flows the backend holds that nobody wants, as of the last comparison.
@@ -123,65 +132,83 @@ impl Reconciler {
         self.orphans.len()
     }
 
-    /// Finds what the backend has lost, what differs, and what it should not have.
+    /// Finds what the backend has lost, what differs, and what it should not have, in one part of the
+    /// table. `list` is what the backend holds there, and perhaps further on.
     fn compare(
         &mut self,
         now: Instant,
         table: &mut FlowTable,
         backend: &mut dyn Backend,
-        list: &[Installed],
+        (position, list): (Position, &[Installed]),
         due: &mut BTreeSet<SocketAddr>,
     ) {
-        let held: BTreeSet<_> = list.iter().map(|installed| installed.flow.from.local).collect();
-        for local in table.installed_locals() {
-            if !held.contains(&local) {
+        let desired: Vec<_> = table.locals_after(position.after).take(SLICE).collect();
+        let held = list.iter().map(|installed| installed.flow.from.local);
+        let last_of = |all: &[SocketAddr]| all.get(SLICE - 1).copied();
+        let held: Vec<_> = held.collect();
+        let end = [last_of(&held), last_of(&desired)].into_iter().flatten().min();
+        let within = |local: &SocketAddr| end.is_none_or(|end| *local <= end);
+
+        for local in desired.into_iter().filter(within) {
+            let is_lost = table.is_installed(local) && held.binary_search(&local).is_err();
+            if is_lost {
                 table.closed(local, None);
             }
+            // The two directions of a pair are settled together: once is enough.
+            if is_lost || table.partner(local).is_none_or(|partner| local < partner) {
+                due.insert(local);
+            }
         }
-        due.extend(table.locals());
         let unwanted: Vec<_> = list
             .iter()
             .filter(|installed| {
                 let local = installed.flow.from.local;
-                !table.is_desired(local) && !table.is_leaving(local)
+                within(&local) && !table.is_desired(local) && !table.is_leaving(local)
             })
             .copied()
             .collect();
-        self.tend_orphans(now, table, backend, &unwanted);
+        let part = (position.after, end.map_or(Bound::Unbounded, Bound::Included));
+        self.tend_orphans(now, table, backend, (part, &unwanted));
+        self.comparing = end.map(|end| Position { after: Bound::Excluded(end), ..position });
     }
 
-    /// Removes those of the `unwanted` flows that have been idle for long. The two directions of
-    /// what was a session count as one.
+    /// Removes those of the `unwanted` flows that have been idle for long; they are all that there
+    /// are in this part of the table. The two directions of what was a session count as one.
     fn tend_orphans(
         &mut self,
         now: Instant,
         table: &mut FlowTable,
         backend: &mut dyn Backend,
-        unwanted: &[Installed],
+        (part, unwanted): ((Bound<SocketAddr>, Bound<SocketAddr>), &[Installed]),
     ) {
-        let mut orphans = BTreeMap::new();
+        let known: Vec<_> = self.orphans.range(part).map(|(&local, _)| local).collect();
+        let known: BTreeMap<_, _> =
+            known.into_iter().filter_map(|local| self.orphans.remove_entry(&local)).collect();
         for orphan in unwanted {
             let local = orphan.flow.from.local;
-            let counters = backend.counters(local).ok().flatten();
-            let known = self.orphans.get(&local);
-            let counters =
-                counters.or_else(|| known.map(|known| known.counters)).unwrap_or_default();
-            let active = known.filter(|known| known.counters == counters).map(|known| known.active);
-            orphans.insert(local, Orphan { counters, active: active.unwrap_or(now) });
+            let known = known.get(&local).copied();
+            self.orphans.insert(local, look_at(now, backend, local, known));
         }
-        self.orphans = orphans;
         for orphan in unwanted {
             let Flow { from, to, .. } = orphan.flow;
-            let active = [from.local, to.local]
-                .iter()
-                .filter_map(|local| self.orphans.get(local))
-                .map(|orphan| orphan.active)
-                .max();
-            let idle = active.is_none_or(|active| now - active >= self.settings.orphan_idle);
-            if idle && backend.remove(from.local).is_ok() {
+            let is_idle = self.is_idle(now, from.local) && {
+                // It may stand in another part of the table, which was looked at earlier.
+                if let Some(&partner) = self.orphans.get(&to.local) {
+                    let partner = look_at(now, backend, to.local, Some(partner));
+                    self.orphans.insert(to.local, partner);
+                }
+                self.is_idle(now, to.local)
+            };
+            if is_idle && backend.remove(from.local).is_ok() {
                 table.push(Event::OrphanRemoved { orphan: *orphan });
             }
         }
+    }
+
+    /// Whether no packet has used the orphan at `local` for long; also if there is none.
+    fn is_idle(&self, now: Instant, local: SocketAddr) -> bool {
+        let orphan = self.orphans.get(&local);
+        orphan.is_none_or(|orphan| now - orphan.active >= self.settings.orphan_idle)
     }
 
     /// Removes what is no longer desired; translations to IPv6 before what they build on.
@@ -197,13 +224,13 @@ impl Reconciler {
         leaving.sort_by_key(SocketAddr::is_ipv6);
         for local in leaving {
             if !table.is_leaving(local) {
-                self.retries.remove(&local);
+                self.retries.remove(local);
                 continue;
             }
             match backend.remove(local) {
                 Ok(last) => {
                     table.closed(local, last);
-                    self.retries.remove(&local);
+                    self.retries.remove(local);
                 }
                 Err(_) => self.retry(now, local),
             }
@@ -253,10 +280,10 @@ impl Reconciler {
         let at_rest = clean && !matches!(outcome, State::Failed(_));
         let [first, rest @ ..] = unit else { return };
         for flow in rest {
-            self.retries.remove(&flow.from.local);
+            self.retries.remove(flow.from.local);
         }
         if at_rest {
-            self.retries.remove(&first.from.local);
+            self.retries.remove(first.from.local);
         } else {
             self.retry(now, first.from.local);
         }
@@ -266,11 +293,22 @@ impl Reconciler {
     }
 
     fn retry(&mut self, now: Instant, local: SocketAddr) {
-        let attempts = self.retries.get(&local).map_or(0, |retry| retry.attempts);
-        let pause = self.settings.first_retry.saturating_mul(1 << attempts.min(16));
-        let at = now + pause.min(self.settings.longest_retry);
-        self.retries.insert(local, Retry { attempts: attempts + 1, at });
+        let Settings { first_retry, longest_retry, .. } = self.settings;
+        self.retries.add(now, local, first_retry, longest_retry);
     }
+}
+
+/// An orphan as it is now: active if it has forwarded anything since it was `known`.
+fn look_at(
+    now: Instant,
+    backend: &dyn Backend,
+    local: SocketAddr,
+    known: Option<Orphan>,
+) -> Orphan {
+    let counters = backend.counters(local).ok().flatten();
+    let counters = counters.or_else(|| known.map(|known| known.counters)).unwrap_or_default();
+    let active = known.filter(|known| known.counters == counters).map(|known| known.active);
+    Orphan { counters, active: active.unwrap_or(now) }
 }
 
 /// Installs what the backend does not hold already.
@@ -609,6 +647,55 @@ mod tests {
         assert_eq!(after.pass(Duration::from_secs(70)), ["orphan 1", "orphan 2"]);
         assert!(after.held().is_empty());
         assert!(after.backend.index_free(leg4(1).local));
+    }
+
+    /// Flows for more than two parts.
+    const MANY: u16 = 3 * SLICE as u16;
+
+    #[test]
+    fn a_long_table_is_compared_in_parts() {
+        let mut bench = Bench::new(Memory::new(1 << 16, 2 * u32::from(MANY)));
+        for port in 1..=MANY {
+            bench.table.pair(leg4(port), leg6(port), None);
+        }
+        bench.step();
+        while bench.reconciler.poll_timeout().is_some_and(|at| at <= bench.now) {
+            assert!(bench.step().is_empty());
+        }
+        let lost = [leg4(1), leg6(1), leg6(MANY - 1), leg4(MANY)].map(|leg| leg.local);
+        for local in lost {
+            bench.backend.remove(local).unwrap();
+        }
+        bench.now += Duration::from_secs(5);
+        let begin = bench.backend.writes();
+        bench.step();
+        assert!(!bench.held().contains(&lost[2]), "one step does not come so far");
+        assert!(bench.reconciler.poll_timeout().is_some_and(|at| at <= bench.now));
+        bench.pass(Duration::ZERO);
+        assert_eq!(bench.held().len(), 2 * usize::from(MANY));
+        // What translates to IPv6 was taken out with what it builds on.
+        assert_eq!(bench.backend.writes() - begin, 5);
+    }
+
+    #[test]
+    fn an_orphan_in_one_part_stays_while_its_other_direction_in_another_is_used() {
+        let mut before = Bench::new(Memory::new(1 << 16, 4 * u32::from(MANY)));
+        for port in 1..=MANY {
+            before.table.pair(leg4(port), leg4(2 * MANY + 1 - port), None);
+        }
+        before.step();
+
+        let mut after = Bench::new(before.backend);
+        after.step();
+        after.pass(Duration::ZERO);
+        assert_eq!(after.reconciler.orphans(), 2 * usize::from(MANY));
+        for _ in 0..7 {
+            after.backend.forward(leg4(2 * MANY).local, 1, 100);
+            after.pass(Duration::from_secs(10));
+        }
+        assert_eq!(after.held(), [leg4(1).local, leg4(2 * MANY).local].into());
+        after.pass(Duration::from_secs(70));
+        assert!(after.held().is_empty());
     }
 
     #[derive(Clone, Debug)]

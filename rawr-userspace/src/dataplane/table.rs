@@ -2,7 +2,7 @@
 //!
 //! One process writes. Readers, in the kernel, take an entry only if its generation is the same
 //! before and after they copy it, so a writer first makes the entry vacant, then fills it in, then
-//! gives it a generation that it has not had before.
+//! gives it a generation that it has not had before. The counters in an entry are the readers' own.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use rawr_common::{
-    flow::VACANT,
+    flow::{self, VACANT},
     shared::{self, Entry},
 };
 
@@ -47,14 +47,26 @@ impl<E: Entry> Table<E> {
         self.len == 0
     }
 
-    /// What lies at `index`, vacant or not.
+    /// What lies at `index`, vacant or not, with zeros for its counters.
     ///
     /// # Panics
     ///
     /// As all methods: if there is no such index.
     pub fn read(&self, index: u32) -> E {
-        // SAFETY: within the mapping; only this table writes, and any bits are a valid `E`.
-        unsafe { self.at(index).read() }
+        // SAFETY: within the mapping, which nobody else writes, save for counting.
+        unsafe { shared::read(self.at(index)) }
+    }
+
+    /// What the flow at `index`, or the last one there, has forwarded.
+    pub fn counters(&self, index: u32) -> flow::Counters {
+        // SAFETY: within the mapping.
+        unsafe { shared::counters(self.at(index)) }
+    }
+
+    /// Sets the counters of the vacant entry at `index` to zero.
+    pub fn reset_counters(&mut self, index: u32) {
+        // SAFETY: within the mapping.
+        unsafe { shared::reset_counters(self.at(index)) };
     }
 
     /// The entry at `index`, unless it is vacant.
@@ -62,10 +74,11 @@ impl<E: Entry> Table<E> {
         (self.generation(index) != VACANT).then(|| self.read(index))
     }
 
-    /// Puts `entry` at `index`. Its generation must be one that no entry there has had.
+    /// Puts `entry` at `index`, where the counters go on. Its generation must be one that no entry
+    /// there has had.
     pub fn write(&mut self, index: u32, entry: &E) {
-        // SAFETY: within the mapping, which nobody else writes.
-        unsafe { shared::publish(self.at(index), entry) };
+        // SAFETY: within the mapping, which nobody else writes, save for counting.
+        unsafe { shared::publish(self.at(index).as_ptr(), entry) };
     }
 
     /// Gives the entry at `index`, unchanged otherwise, another generation.
@@ -78,7 +91,7 @@ impl<E: Entry> Table<E> {
     /// Makes the entry at `index` vacant.
     pub fn vacate(&mut self, index: u32) {
         // SAFETY: within the mapping, which nobody else writes.
-        unsafe { shared::retract(self.at(index)) };
+        unsafe { shared::retract(self.at(index).as_ptr()) };
     }
 
     /// The generation of the entry at `index`.
@@ -87,15 +100,22 @@ impl<E: Entry> Table<E> {
         unsafe { self.generation_at(index).read_volatile() }
     }
 
-    fn generation_at(&self, index: u32) -> *mut u32 {
-        // SAFETY: `Entry` vouches that the generation lies within the entry.
-        unsafe { self.at(index).cast::<u32>().add(E::GENERATION) }
+    /// The flow at `index` as the kernel sees it. Must not outlive the table.
+    #[cfg(test)]
+    pub(super) fn open(&self, index: u32) -> Option<shared::Shared<E>> {
+        // SAFETY: within the mapping.
+        unsafe { shared::Shared::open(self.at(index)) }
     }
 
-    fn at(&self, index: u32) -> *mut E {
+    fn generation_at(&self, index: u32) -> *mut u32 {
+        // SAFETY: `Entry` vouches that the generation lies within the entry.
+        unsafe { self.at(index).as_ptr().cast::<u32>().add(E::GENERATION) }
+    }
+
+    fn at(&self, index: u32) -> NonNull<E> {
         assert!(index < self.len, "entry {index} of a table of {}", self.len);
         // SAFETY: the mapping holds `len` entries and lives as long as `self`.
-        unsafe { self.base.as_ptr().add(index as usize) }
+        unsafe { self.base.add(index as usize) }
     }
 
     fn mapping(len: u32, flags: i32, fd: RawFd) -> io::Result<Self> {
@@ -145,13 +165,13 @@ mod tests {
         };
         let recipe = Recipe {
             generation: 77,
-            ifindex: 7,
-            mtu: 1500,
+            rate: 7,
+            udp_delta: 1500,
             dst_mac: [4; 6],
-            vlan: [[1, 2], [3, 4]],
+            exit: 9,
             ..Recipe::default()
         };
-        let entry = Flow6 { from: tuple(1), recipe, to4: Tuple4::default(), to6: tuple(5) };
+        let entry = Flow6 { from: tuple(1), recipe, to6: tuple(5), ..Flow6::default() };
         table.write(2, &entry);
         assert_eq!(table.occupied(2), Some(entry));
         assert_eq!(table.occupied(1), None);
@@ -159,6 +179,27 @@ mod tests {
         assert_eq!(table.read(2).recipe, Recipe { generation: 78, ..recipe });
         table.vacate(2);
         assert_eq!(table.occupied(2), None);
+    }
+
+    #[test]
+    fn counters_go_on_until_they_are_reset() {
+        let mut table = Table::<Flow4>::anonymous(4).unwrap();
+        let with = |generation| Flow4 {
+            recipe: Recipe { generation, ..Recipe::default() },
+            ..Flow4::default()
+        };
+        table.write(2, &with(1));
+        table.open(2).unwrap().meter().count(100);
+        let counted = flow::Counters { packets: 1, bytes: 100 };
+        assert_eq!(table.counters(2), counted);
+        let stale = flow::Counters { packets: 7, bytes: 7 };
+        table.write(2, &Flow4 { counters: stale, ..with(2) });
+        assert_eq!((table.counters(2), table.read(2)), (counted, with(2)));
+        table.vacate(2);
+        assert_eq!(table.counters(2), counted, "the last ones of the flow");
+        table.reset_counters(2);
+        table.write(2, &with(3));
+        assert_eq!(table.counters(2), flow::Counters::default());
     }
 
     #[test]
@@ -183,7 +224,7 @@ mod tests {
                 while !done.load(Ordering::Relaxed) {
                     // SAFETY: the table outlives this thread.
                     let Some(entry) = (unsafe { Shared::open(reader.0) }) else { continue };
-                    let (first, last) = (entry.from().src, entry.reverse());
+                    let (first, last) = (entry.from().src, entry.recipe().reverse);
                     if entry.check().is_some() {
                         assert_eq!(first, last.to_ne_bytes());
                         taken.fetch_add(1, Ordering::Relaxed);
@@ -195,9 +236,9 @@ mod tests {
                 generation += 1;
                 let byte = (generation % 251) as u8;
                 let from = Tuple4 { src: [byte; 4], ..Tuple4::default() };
-                let recipe = Recipe { generation, ..Recipe::default() };
                 let reverse = u32::from_ne_bytes([byte; 4]);
-                table.write(0, &Flow4 { from, recipe, reverse, ..Flow4::default() });
+                let recipe = Recipe { generation, reverse, ..Recipe::default() };
+                table.write(0, &Flow4 { from, recipe, ..Flow4::default() });
             }
             done.store(true, Ordering::Relaxed);
         });

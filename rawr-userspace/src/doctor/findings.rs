@@ -442,12 +442,16 @@ pub(super) fn veth_checksums(interface: &Interface) -> Option<Finding> {
 }
 
 fn redirect_target(interface: &Interface) -> Option<Finding> {
-    let bits = interface.xdp_features?;
-    if bits & features::BASIC == 0 || bits & features::NDO_XMIT != 0 {
-        return None;
-    }
     let about = About(&interface.name);
-    let what = "frames cannot be redirected to it now";
+    let what = match interface.xdp_features {
+        Some(bits) if bits & features::BASIC == 0 || bits & features::NDO_XMIT != 0 => return None,
+        Some(_) => "frames cannot be redirected to it now",
+        None if interface.kind == Kind::Veth && !peer_has_gro(interface) => {
+            "this kernel (before 6.3) does not tell whether frames can be redirected to it; where \
+             they cannot, they are lost"
+        }
+        None => return None,
+    };
     if interface.kind != Kind::Veth {
         let why = "packets from other interfaces that leave by it take the slower path";
         let fix = "update the driver, or keep both sides of the relay on one interface";
@@ -459,6 +463,11 @@ fn redirect_target(interface: &Interface) -> Option<Finding> {
     };
     let why = "a veth takes redirected frames once its other end has GRO on or an XDP program";
     Some(about.finding(Severity::Warn, what, why, fix))
+}
+
+fn peer_has_gro(interface: &Interface) -> bool {
+    let peer = interface.peer.as_ref();
+    peer.and_then(|peer| peer.features.get("rx-gro").copied()).unwrap_or_default()
 }
 
 fn vlan_stripping(interface: &Interface) -> Option<Finding> {
@@ -721,5 +730,17 @@ mod tests {
     fn a_kernel_that_does_not_tell_is_tried() {
         let interface = Interface { xdp_features: None, ..card() };
         assert_eq!(mode(&interface).unwrap().severity, Severity::Ok);
+        assert_eq!(redirect_target(&interface), None);
+    }
+
+    #[test]
+    fn a_veth_on_a_kernel_that_does_not_tell_needs_gro_at_its_other_end() {
+        let veth = |features| {
+            let peer = Some(Peer { name: "peer0".to_owned(), features });
+            let kind = Kind::Veth;
+            redirect_target(&Interface { kind, peer, xdp_features: None, ..card() })
+        };
+        assert_eq!(veth(on("tx-gso")).unwrap().fix, "ethtool -K peer0 gro on");
+        assert_eq!(veth(on("rx-gro")), None);
     }
 }

@@ -394,8 +394,8 @@ impl Driver {
     }
 
     fn save(&mut self) {
-        let snapshot = self.server.snapshot(now());
-        if let Err(error) = self.state.save(&snapshot, clock::monotonic) {
+        let sessions = self.server.snapshot(now());
+        if let Err(error) = self.state.save(&sessions, clock::monotonic) {
             log::warn!("sessions would not survive a restart: {error:#}");
         }
     }

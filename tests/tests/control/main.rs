@@ -5,7 +5,6 @@
 mod direct;
 mod exchange;
 mod floods;
-mod load;
 mod net;
 mod paths;
 mod peers;

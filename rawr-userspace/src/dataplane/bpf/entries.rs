@@ -3,22 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    time::Duration,
+    ops::Bound,
 };
 
 use rawr_common::{
-    entry::{Account, Exit, Tags},
-    flow::{self, Flow4, Flow6, Rate, Recipe, Tuple4, Tuple6, VACANT, flags},
+    entry::{Account, Hop, Tags},
+    flow::{self, Exit, Flow4, Flow6, Rate, Recipe, Tuple4, Tuple6, VACANT, flags},
 };
 
-use super::super::{
-    Flow, Leg, NextHop, VlanTags,
-    backend::{BackendError, Installed},
-    table::Table,
+use super::{
+    super::{
+        Counters, Flow, Leg, NextHop, VlanTags,
+        backend::{BackendError, Installed},
+        table::Table,
+    },
+    rates::{self, Limit},
 };
-
-/// Time over which a rate limit is averaged.
-const BURST: Duration = Duration::from_millis(50);
 
 const CUSTOMER_TAG: u16 = 0x8100;
 const SERVICE_TAG: u16 = 0x88a8;
@@ -44,10 +44,19 @@ pub(super) struct Entries {
 /// What is known of a flow besides its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Index of its counters.
-    pub counter: u32,
-    /// Its [`Rate::ns_per_kib`], which says less than the limit it was made from.
-    pub limit: Option<u32>,
+    /// Slot of its exit.
+    pub exit: u8,
+    pub limit: Option<Limit>,
+}
+
+/// What entries may build on when they are taken over.
+pub(super) struct Known<'a> {
+    /// Most flows at once.
+    pub flows: u32,
+    /// Reads the rate limit at an index.
+    pub limit: &'a dyn Fn(u32) -> Option<Rate>,
+    /// Whether there is an exit in a slot.
+    pub exit: &'a dyn Fn(u8) -> bool,
 }
 
 /// An entry of either table.
@@ -58,18 +67,12 @@ enum Entry {
 }
 
 impl Entries {
-    /// Tables with whatever they hold. `limits` reads the rate limit at one of `capacity` indices.
-    /// Entries that cannot have been meant as they stand become vacant.
+    /// Tables with whatever they hold. Entries that cannot have been meant as they stand become vacant.
     ///
     /// # Panics
     ///
     /// If the tables' length is not the same power of two.
-    pub(super) fn adopt(
-        v4: Table<Flow4>,
-        v6: Table<Flow6>,
-        capacity: u32,
-        limits: impl Fn(u32) -> Option<Rate>,
-    ) -> Self {
+    pub(super) fn adopt(v4: Table<Flow4>, v6: Table<Flow6>, known: &Known<'_>) -> Self {
         assert!(v4.len() == v6.len() && v4.len().is_power_of_two(), "tables' lengths");
         let table_mask = v4.len() - 1;
         let mut entries = Self {
@@ -81,13 +84,12 @@ impl Entries {
             borrowers: BTreeMap::new(),
             lenders: BTreeMap::new(),
         };
-        let mut counters = BTreeSet::new();
-        let mut take = |counter| counter < capacity && counters.insert(counter);
+        let mut limits = BTreeSet::new();
         for index in 0..=table_mask {
-            entries.adopt_v6(index, &mut take, &limits);
+            entries.adopt_v6(index, known, &mut limits);
         }
         for index in 0..=table_mask {
-            entries.adopt_v4(index, &mut take, &limits);
+            entries.adopt_v4(index, known, &mut limits);
         }
         entries
     }
@@ -109,21 +111,21 @@ impl Entries {
         Ok(())
     }
 
-    /// Writes a flow that has been [checked](Self::check), in place of what stands there. Returns
-    /// the flows that have gone, because they borrowed from what this one was before.
-    pub(super) fn write(
-        &mut self,
-        flow: &Flow,
-        exit: &Exit,
-        held: Held,
-    ) -> Vec<(SocketAddr, Held)> {
+    /// Writes a flow that has been [checked](Self::check), in place of what stands there; where
+    /// nothing does, its counters start at zero. Returns what was held by flows that have gone, because
+    /// they borrowed from what this one was before.
+    pub(super) fn write(&mut self, flow: &Flow, dst_mac: [u8; 6], held: Held) -> Vec<Held> {
         let local = flow.from.local;
         let index = self.index(local);
         let before = self.arrival(local);
         self.give_back(local);
         let gone = match before {
             Some(before) if before != flow.from => self.vacate_borrowers(local),
-            _ => Vec::new(),
+            Some(_) => Vec::new(),
+            None => {
+                self.reset_counters(local);
+                Vec::new()
+            }
         };
         let generation = self.next_generation();
         let lender = if borrows(flow) { flow.to.local } else { local };
@@ -132,7 +134,7 @@ impl Entries {
             self.borrow(local, lender);
             self.v6.set_generation(self.index(lender), generation);
         }
-        match self.entry(flow, exit, held, generation) {
+        match self.entry(flow, dst_mac, held, generation) {
             Entry::V4(entry) => self.v4.write(index, &entry),
             Entry::V6(entry) => self.v6.write(index, &entry),
         }
@@ -143,8 +145,8 @@ impl Entries {
         gone
     }
 
-    /// Takes out the flow of `local` and those that borrow from it, and returns them.
-    pub(super) fn vacate(&mut self, local: SocketAddr) -> Vec<(SocketAddr, Held)> {
+    /// Takes out the flow of `local` and those that borrow from it, and returns what they held.
+    pub(super) fn vacate(&mut self, local: SocketAddr) -> Vec<Held> {
         let Some(held) = self.held.remove(&local) else { return Vec::new() };
         let mut gone = self.vacate_borrowers(local);
         self.give_back(local);
@@ -153,12 +155,12 @@ impl Entries {
             SocketAddr::V4(_) => self.v4.vacate(index),
             SocketAddr::V6(_) => self.v6.vacate(index),
         }
-        gone.push((local, held));
+        gone.push(held);
         gone
     }
 
     /// Whether exactly this flow stands there, in force.
-    pub(super) fn holds(&self, flow: &Flow, exit: &Exit) -> bool {
+    pub(super) fn holds(&self, flow: &Flow, exit: u8, dst_mac: [u8; 6]) -> bool {
         let local = flow.from.local;
         let Some(&held) = self.held.get(&local) else { return false };
         let index = self.index(local);
@@ -170,7 +172,11 @@ impl Entries {
         let in_force = !borrows(flow)
             || (self.v6.generation(self.index(flow.to.local)) == generation
                 && self.arrival(flow.to.local) == Some(flow.to));
-        in_force && held.limit == limit(flow) && stands == self.entry(flow, exit, held, generation)
+        let wanted = flow.rate.map(|rate| rates::full(rate).ns_per_kib);
+        in_force
+            && held.exit == exit
+            && held.limit.map(|limit| limit.ns_per_kib) == wanted
+            && stands == self.entry(flow, dst_mac, held, generation)
     }
 
     /// The flow of `local`, if there is one.
@@ -178,14 +184,36 @@ impl Entries {
         self.held.get(&local).copied()
     }
 
-    /// All flows.
-    pub(super) fn list(&self) -> Vec<Installed> {
-        self.held.iter().map(|(&local, held)| self.decode(local, held)).collect()
+    /// How many flows there are.
+    pub(super) fn len(&self) -> usize {
+        self.held.len()
     }
 
-    /// The indices of all counters in use.
-    pub(super) fn counters(&self) -> BTreeSet<u32> {
-        self.held.values().map(|held| held.counter).collect()
+    /// What is known of all flows besides their entries.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Held> {
+        self.held.values()
+    }
+
+    /// The first `most` flows behind `after`, in the order of their local addresses, by way of the
+    /// exits in their slots.
+    pub(super) fn list_after(
+        &self,
+        after: Bound<SocketAddr>,
+        most: usize,
+        exit: impl Fn(u8) -> Exit,
+    ) -> Vec<Installed> {
+        let behind = self.held.range((after, Bound::Unbounded)).take(most);
+        behind.map(|(&local, held)| self.decode(local, held, &exit(held.exit))).collect()
+    }
+
+    /// What the flow of `local`, or the last one in its place, has forwarded.
+    pub(super) fn counters(&self, local: SocketAddr) -> Counters {
+        let index = self.index(local);
+        let flow::Counters { packets, bytes } = match local {
+            SocketAddr::V4(_) => self.v4.counters(index),
+            SocketAddr::V6(_) => self.v6.counters(index),
+        };
+        Counters { packets, bytes }
     }
 
     /// Whose flow stands where that of `local` would.
@@ -224,13 +252,21 @@ impl Entries {
         self.generation
     }
 
-    fn vacate_borrowers(&mut self, lender: SocketAddr) -> Vec<(SocketAddr, Held)> {
+    fn reset_counters(&mut self, local: SocketAddr) {
+        let index = self.index(local);
+        match local {
+            SocketAddr::V4(_) => self.v4.reset_counters(index),
+            SocketAddr::V6(_) => self.v6.reset_counters(index),
+        }
+    }
+
+    fn vacate_borrowers(&mut self, lender: SocketAddr) -> Vec<Held> {
         let borrowers = self.borrowers.remove(&lender).unwrap_or_default();
         let mut gone = Vec::new();
         for borrower in borrowers {
             self.v4.vacate(self.index(borrower));
             self.lenders.remove(&borrower);
-            gone.extend(self.held.remove(&borrower).map(|held| (borrower, held)));
+            gone.extend(self.held.remove(&borrower));
         }
         gone
     }
@@ -250,27 +286,28 @@ impl Entries {
         }
     }
 
-    fn entry(&self, flow: &Flow, exit: &Exit, held: Held, generation: u32) -> Entry {
-        let account = Account { generation, counter: held.counter, rated: flow.rate.is_some() };
+    fn entry(&self, flow: &Flow, dst_mac: [u8; 6], held: Held, generation: u32) -> Entry {
+        let hop = Hop { exit: held.exit, dst_mac };
+        let account = Account { generation, rate: held.limit.map(|limit| limit.index) };
         match (arriving(flow.from), leaving(flow.to)) {
-            (Tuple::V4(from), Tuple::V4(to)) => Entry::V4(Flow4::new(from, to, exit, account)),
-            (Tuple::V6(from), Tuple::V6(to)) => Entry::V6(Flow6::new(from, to, exit, account)),
-            (Tuple::V6(from), Tuple::V4(to)) => Entry::V6(Flow6::to_ipv4(from, to, exit, account)),
+            (Tuple::V4(from), Tuple::V4(to)) => Entry::V4(Flow4::new(from, to, hop, account)),
+            (Tuple::V6(from), Tuple::V6(to)) => Entry::V6(Flow6::new(from, to, hop, account)),
+            (Tuple::V6(from), Tuple::V4(to)) => Entry::V6(Flow6::to_ipv4(from, to, hop, account)),
             (Tuple::V4(from), Tuple::V6(to)) => {
                 let reverse = self.index(flow.to.local);
-                Entry::V4(Flow4::to_ipv6(from, &to, reverse, exit, account))
+                Entry::V4(Flow4::to_ipv6(from, &to, reverse, hop, account))
             }
         }
     }
 
-    fn decode(&self, local: SocketAddr, held: &Held) -> Installed {
+    fn decode(&self, local: SocketAddr, held: &Held, exit: &Exit) -> Installed {
         let index = self.index(local);
         let (from, to, recipe) = match local {
             SocketAddr::V4(_) => {
                 let entry = self.v4.read(index);
                 let to = match entry.recipe.flags & flags::TO_IPV6 {
                     0 => mirrored(leg4(&entry.to)),
-                    _ => leg6(&self.v6.read(entry.reverse).from),
+                    _ => leg6(&self.v6.read(entry.recipe.reverse).from),
                 };
                 (leg4(&entry.from), to, entry.recipe)
             }
@@ -283,62 +320,60 @@ impl Entries {
                 (leg6(&entry.from), to, entry.recipe)
             }
         };
-        let rate = held.limit.map(|limit| 1024 * 1_000_000_000 / u64::from(limit.max(1)));
-        Installed { flow: Flow { from, to, rate }, next_hop: next_hop(&recipe) }
+        let per_second = |limit: Limit| 1024 * 1_000_000_000 / u64::from(limit.ns_per_kib.max(1));
+        let rate = held.limit.map(per_second);
+        Installed { flow: Flow { from, to, rate }, next_hop: next_hop(exit, recipe.dst_mac) }
     }
 
-    fn adopt_v6(
-        &mut self,
-        index: u32,
-        take: &mut impl FnMut(u32) -> bool,
-        limits: &impl Fn(u32) -> Option<Rate>,
-    ) {
+    fn adopt_v6(&mut self, index: u32, known: &Known<'_>, limits: &mut BTreeSet<u32>) {
         let Some(entry) = self.v6.occupied(index) else { return };
-        let leg = leg6(&entry.from);
-        if self.index(leg.local) == index && take(entry.recipe.counter) {
-            self.adopt_held(leg.local, &entry.recipe, limits);
-        } else {
+        let local = leg6(&entry.from).local;
+        if self.index(local) != index || !self.adopt_held(local, &entry.recipe, known, limits) {
             self.v6.vacate(index);
         }
     }
 
-    fn adopt_v4(
-        &mut self,
-        index: u32,
-        take: &mut impl FnMut(u32) -> bool,
-        limits: &impl Fn(u32) -> Option<Rate>,
-    ) {
+    fn adopt_v4(&mut self, index: u32, known: &Known<'_>, limits: &mut BTreeSet<u32>) {
         let Some(entry) = self.v4.occupied(index) else { return };
-        let local = leg4(&entry.from).local;
+        let (local, recipe) = (leg4(&entry.from).local, entry.recipe);
         let mut sound = self.index(local) == index;
         let mut lender = None;
-        if entry.recipe.flags & flags::TO_IPV6 != 0 {
-            let reverse = (entry.reverse <= self.table_mask).then(|| self.v6.read(entry.reverse));
+        if recipe.flags & flags::TO_IPV6 != 0 {
+            let reverse = (recipe.reverse <= self.table_mask).then(|| self.v6.read(recipe.reverse));
             lender = reverse
-                .filter(|reverse| reverse.recipe.generation == entry.recipe.generation)
+                .filter(|reverse| reverse.recipe.generation == recipe.generation)
                 .map(|reverse| leg6(&reverse.from).local);
             sound &= lender.is_some();
         }
-        if sound && take(entry.recipe.counter) {
-            self.adopt_held(local, &entry.recipe, limits);
-            if let Some(lender) = lender {
-                self.borrow(local, lender);
-            }
-        } else {
+        if !sound || !self.adopt_held(local, &recipe, known, limits) {
             self.v4.vacate(index);
+        } else if let Some(lender) = lender {
+            self.borrow(local, lender);
         }
     }
 
+    /// Takes over what a flow holds, unless that cannot be: `limits` are those that others hold.
     fn adopt_held(
         &mut self,
         local: SocketAddr,
         recipe: &Recipe,
-        limits: &impl Fn(u32) -> Option<Rate>,
-    ) {
-        let rated = recipe.flags & flags::RATED != 0;
-        let limit = limits(recipe.counter).filter(|_| rated).map(|rate| rate.ns_per_kib);
-        self.held.insert(local, Held { counter: recipe.counter, limit });
+        known: &Known<'_>,
+        limits: &mut BTreeSet<u32>,
+    ) -> bool {
+        if self.held.len() >= known.flows as usize || !(known.exit)(recipe.exit) {
+            return false;
+        }
+        let mut limit = None;
+        if recipe.flags & flags::RATED != 0 {
+            let Some(rate) = (known.limit)(recipe.rate) else { return false };
+            if !limits.insert(recipe.rate) {
+                return false;
+            }
+            limit = Some(Limit { index: recipe.rate, ns_per_kib: rate.ns_per_kib });
+        }
+        self.held.insert(local, Held { exit: recipe.exit, limit });
         self.generation = self.generation.max(recipe.generation);
+        true
     }
 }
 
@@ -351,9 +386,9 @@ impl Entry {
     }
 }
 
-/// How packets leave by `next_hop`, whose interface has this slot in the device map.
-pub(super) fn exit(next_hop: &NextHop, egress: u8) -> Result<Exit, BackendError> {
-    let NextHop { ifindex, src_mac, dst_mac, vlan, mtu, tx } = *next_hop;
+/// The exit that leads to `next_hop`.
+pub(super) fn exit(next_hop: &NextHop) -> Result<Exit, BackendError> {
+    let NextHop { ifindex, src_mac, dst_mac: _, vlan, mtu, tx } = *next_hop;
     let tags = match vlan.0 {
         [None, None] => Tags::None,
         [Some((CUSTOMER_TAG, tag)), None] => Tags::Customer(tag),
@@ -363,36 +398,25 @@ pub(super) fn exit(next_hop: &NextHop, egress: u8) -> Result<Exit, BackendError>
         }
         _ => return Err(BackendError::VlanTags(vlan)),
     };
-    Ok(Exit { ifindex, egress, src_mac, dst_mac, tags, mtu, tx })
+    Ok(Exit::new(ifindex, src_mac, mtu).tagged(tags).transmitting(tx))
 }
 
-/// The rate limit of a flow, its bucket full.
-pub(super) fn rate(flow: &Flow) -> Option<Rate> {
-    flow.rate.map(|bytes_per_second| Rate::new(bytes_per_second, BURST))
-}
-
-fn limit(flow: &Flow) -> Option<u32> {
-    rate(flow).map(|rate| rate.ns_per_kib)
-}
-
-fn next_hop(recipe: &Recipe) -> NextHop {
-    let [outer, inner] = recipe.vlan.map(u16::from_be_bytes);
-    let has = |flag| recipe.flags & flag != 0;
-    let tags = if has(flags::QINQ) {
-        [Some((SERVICE_TAG, outer)), Some((CUSTOMER_TAG, inner))]
-    } else if has(flags::VLAN) {
-        let kind = if has(flags::SERVICE_TAG) { SERVICE_TAG } else { CUSTOMER_TAG };
-        [Some((kind, outer)), None]
-    } else {
-        [None, None]
+fn next_hop(exit: &Exit, dst_mac: [u8; 6]) -> NextHop {
+    let tags = match exit.tags() {
+        Tags::None => [None, None],
+        Tags::Customer(tag) => [Some((CUSTOMER_TAG, tag)), None],
+        Tags::Service(tag) => [Some((SERVICE_TAG, tag)), None],
+        Tags::Both { service, customer } => {
+            [Some((SERVICE_TAG, service)), Some((CUSTOMER_TAG, customer))]
+        }
     };
     NextHop {
-        ifindex: recipe.ifindex,
-        src_mac: recipe.src_mac,
-        dst_mac: recipe.dst_mac,
+        ifindex: exit.ifindex,
+        src_mac: exit.src_mac,
+        dst_mac,
         vlan: VlanTags(tags),
-        mtu: recipe.mtu,
-        tx: has(flags::TX),
+        mtu: exit.mtu,
+        tx: exit.transmits(),
     }
 }
 
@@ -468,7 +492,26 @@ mod tests {
 
     fn entries() -> Entries {
         let (v4, v6) = (Table::anonymous(TABLE).unwrap(), Table::anonymous(TABLE).unwrap());
-        Entries::adopt(v4, v6, 1000, |_| None)
+        Entries::adopt(v4, v6, &known())
+    }
+
+    /// Room for 1000 flows, no limits, the exits of [`way`].
+    fn known() -> Known<'static> {
+        Known { flows: 1000, limit: &|_| None, exit: &|slot| slot < 2 }
+    }
+
+    /// The exit of [`way`] in this slot.
+    fn exit_in(slot: u8) -> Exit {
+        exit(&way(slot)).unwrap()
+    }
+
+    /// The slot of a next hop's exit.
+    fn slot_of(next_hop: &NextHop) -> u8 {
+        (0..2).find(|&slot| exit(next_hop).unwrap() == exit_in(slot)).unwrap()
+    }
+
+    fn all(entries: &Entries) -> Vec<Installed> {
+        entries.list_after(Bound::Unbounded, usize::MAX, exit_in)
     }
 
     fn leg(v6: bool, port: u16, remote: u8) -> Leg {
@@ -494,13 +537,23 @@ mod tests {
 
     fn install(entries: &mut Entries, flow: &Flow, next_hop: &NextHop) -> Result<(), BackendError> {
         entries.check(flow)?;
-        let counter = entries.get(flow.from.local).map_or_else(
-            || (0..).find(|counter| !entries.counters().contains(counter)).unwrap(),
-            |held| held.counter,
-        );
-        let held = Held { counter, limit: limit(flow) };
-        entries.write(flow, &exit(next_hop, 1).unwrap(), held);
+        let limit = |rate| Limit { index: 5, ns_per_kib: rates::full(rate).ns_per_kib };
+        let held = Held { exit: slot_of(next_hop), limit: flow.rate.map(limit) };
+        entries.write(flow, next_hop.dst_mac, held);
         Ok(())
+    }
+
+    fn holds(entries: &Entries, flow: &Flow, next_hop: &NextHop) -> bool {
+        entries.holds(flow, slot_of(next_hop), next_hop.dst_mac)
+    }
+
+    /// Counts a packet as the kernel would.
+    fn forward(entries: &Entries, local: SocketAddr, bytes: u16) {
+        let index = entries.index(local);
+        match local {
+            SocketAddr::V4(_) => entries.v4.open(index).unwrap().meter().count(bytes),
+            SocketAddr::V6(_) => entries.v6.open(index).unwrap().meter().count(bytes),
+        }
     }
 
     /// What a reader in the kernel would make of the flow: in force only if all generations agree.
@@ -510,7 +563,7 @@ mod tests {
             SocketAddr::V6(_) => entries.v6.occupied(index).is_some(),
             SocketAddr::V4(_) => entries.v4.occupied(index).is_some_and(|entry| {
                 entry.recipe.flags & flags::TO_IPV6 == 0
-                    || entries.v6.generation(entry.reverse) == entry.recipe.generation
+                    || entries.v6.generation(entry.recipe.reverse) == entry.recipe.generation
             }),
         }
     }
@@ -519,6 +572,7 @@ mod tests {
     enum Action {
         Install { from: Leg, to: Leg, router: u8 },
         Remove(Leg),
+        Forward(Leg, u16),
         Restart,
     }
 
@@ -533,6 +587,7 @@ mod tests {
         prop_oneof![
             12 => install,
             4 => any_leg().prop_map(Action::Remove),
+            8 => (any_leg(), 28u16..).prop_map(|(leg, bytes)| Action::Forward(leg, bytes)),
             1 => Just(Action::Restart),
         ]
     }
@@ -557,33 +612,41 @@ mod tests {
                         };
                         prop_assert_eq!(text(&outcome), text(&expected));
                         if outcome.is_ok() {
-                            prop_assert!(entries.holds(&flow, &exit(&way(router), 1).unwrap()));
+                            prop_assert!(holds(&entries, &flow, &way(router)));
                             prop_assert!(generations.insert(entries.generation), "used before");
                         }
                     }
                     Action::Remove(leg) => {
                         let gone = entries.vacate(leg.local);
                         let expected = memory.remove(leg.local).unwrap();
-                        prop_assert_eq!(!gone.is_empty(), expected.is_some());
+                        let counters = (!gone.is_empty()).then(|| entries.counters(leg.local));
+                        prop_assert_eq!(counters, expected);
+                    }
+                    Action::Forward(leg, bytes) => {
+                        if memory.forward(leg.local, 1, bytes.into()) {
+                            forward(&entries, leg.local, bytes);
+                        }
                     }
                     Action::Restart => {
                         let Entries { v4, v6, .. } = entries;
-                        entries = Entries::adopt(v4, v6, 1000, |_| None);
+                        entries = Entries::adopt(v4, v6, &known());
                         // No reader takes as long as a restart.
                         generations.clear();
                     }
                 }
-                prop_assert_eq!(entries.list(), memory.list().unwrap());
-                for installed in entries.list() {
+                prop_assert_eq!(all(&entries), memory.list().unwrap());
+                for installed in all(&entries) {
                     let Installed { flow, next_hop } = installed;
-                    prop_assert!(in_force(&entries, flow.from.local));
-                    prop_assert!(entries.holds(&flow, &exit(&next_hop, 1).unwrap()));
+                    let local = flow.from.local;
+                    prop_assert!(in_force(&entries, local));
+                    prop_assert!(holds(&entries, &flow, &next_hop));
+                    prop_assert_eq!(Some(entries.counters(local)), memory.counters(local).unwrap());
                 }
                 let occupied = |index| {
                     u32::from(entries.v4.occupied(index).is_some())
                         + u32::from(entries.v6.occupied(index).is_some())
                 };
-                prop_assert_eq!((0..TABLE).map(occupied).sum::<u32>() as usize, entries.list().len());
+                prop_assert_eq!((0..TABLE).map(occupied).sum::<u32>() as usize, entries.len());
             }
         }
     }
@@ -595,19 +658,44 @@ mod tests {
         install(&mut entries, &flow, &way(1)).unwrap();
         let Entries { mut v4, v6, .. } = entries;
         let sound = v4.read(5);
-        let with = |counter, flags| Flow4 {
-            recipe: Recipe { counter, flags, ..sound.recipe },
-            reverse: u32::MAX,
-            ..sound
+        let write = |v4: &mut Table<Flow4>, index, port: u8, recipe| {
+            let from = Tuple4 { dst_port: [0, port], ..sound.from };
+            v4.write(index, &Flow4 { from, recipe, ..sound });
         };
-        let elsewhere = |port: u8| Tuple4 { dst_port: [0, port], ..sound.from };
-        v4.write(7, &Flow4 { from: elsewhere(8), ..with(1, 0) });
-        v4.write(9, &Flow4 { from: elsewhere(9), ..with(1000, 0) });
-        v4.write(10, &Flow4 { from: elsewhere(10), ..with(0, 0) });
-        v4.write(11, &Flow4 { from: elsewhere(11), ..with(2, flags::TO_IPV6) });
-        let entries = Entries::adopt(v4, v6, 1000, |_| None);
-        assert_eq!(entries.list(), [Installed { flow, next_hop: way(1) }]);
+        let recipe = sound.recipe;
+        write(&mut v4, 7, 8, recipe);
+        write(&mut v4, 9, 9, Recipe { exit: 2, ..recipe });
+        write(&mut v4, 10, 10, Recipe { flags: flags::RATED, rate: 1000, ..recipe });
+        let flags = flags::TO_IPV6;
+        write(&mut v4, 11, 11, Recipe { flags, reverse: u32::MAX, ..recipe });
+        let entries = Entries::adopt(v4, v6, &known());
+        assert_eq!(all(&entries), [Installed { flow, next_hop: way(1) }]);
         assert_eq!((0..TABLE).filter(|&index| entries.v4.occupied(index).is_some()).count(), 1);
+    }
+
+    #[test]
+    fn two_flows_cannot_have_one_limit() {
+        let mut entries = entries();
+        for port in [5, 6] {
+            let flow = Flow { from: leg(false, port, 0), to: leg(false, 9, 0), rate: Some(1) };
+            install(&mut entries, &flow, &way(1)).unwrap();
+        }
+        let Entries { v4, v6, .. } = entries;
+        let limit = |index| (index == 5).then(|| rates::full(1));
+        let entries = Entries::adopt(v4, v6, &Known { limit: &limit, ..known() });
+        assert_eq!(entries.len(), 1);
+    }
+
+    #[test]
+    fn no_more_flows_are_adopted_than_there_may_be() {
+        let mut entries = entries();
+        for port in [5, 6, 7] {
+            let flow = Flow { from: leg(true, port, 0), to: leg(false, 9, 0), rate: None };
+            install(&mut entries, &flow, &way(1)).unwrap();
+        }
+        let Entries { v4, v6, .. } = entries;
+        let entries = Entries::adopt(v4, v6, &Known { flows: 2, ..known() });
+        assert_eq!(entries.len(), 2);
     }
 
     #[test]
@@ -618,10 +706,11 @@ mod tests {
             let flow = Flow { from: leg(true, 5, 0), to: leg(false, 6, 0), rate };
             install(&mut entries, &flow, &way(1)).unwrap();
             let Entries { v4, v6, .. } = entries;
-            entries = Entries::adopt(v4, v6, 1000, |_| super::rate(&flow));
-            assert!(entries.holds(&flow, &exit(&way(1), 1).unwrap()));
+            let limit = |_| Some(rates::full(bytes_per_second));
+            entries = Entries::adopt(v4, v6, &Known { limit: &limit, ..known() });
+            assert!(holds(&entries, &flow, &way(1)));
             let other = Flow { rate: Some(bytes_per_second * 2), ..flow };
-            assert!(!entries.holds(&other, &exit(&way(1), 1).unwrap()));
+            assert!(!holds(&entries, &other, &way(1)));
         }
     }
 
@@ -633,7 +722,7 @@ mod tests {
             [None, Some((CUSTOMER_TAG, 1))],
         ] {
             let next_hop = NextHop { vlan: VlanTags(tags), ..way(1) };
-            assert!(matches!(exit(&next_hop, 0), Err(BackendError::VlanTags(_))));
+            assert!(matches!(exit(&next_hop), Err(BackendError::VlanTags(_))));
         }
     }
 }

@@ -1,30 +1,28 @@
 //! Loads the program, against the maps of a predecessor where they fit.
 
-use std::{collections::VecDeque, error::Error, fs, io, os::fd::AsFd, path::PathBuf};
+use std::{error::Error, fs, io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, DevMap, Map, MapData, MapError},
+    maps::{Array, Map, MapData, MapError},
     programs::{ProgramError, Xdp},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rawr_common::{
-    flow::{Counters, Flow4, Flow6, Rate, names},
+    flow::{self, Exit, Flow4, Flow6, Rate, names},
     reason::Reason,
     shared::Entry,
 };
 
 use super::{
-    super::table::Table,
-    Bpf, RateValue,
-    egress::Egress,
-    entries::Entries,
+    super::{backend::BackendError, table::Table},
+    Bpf,
+    entries::{Entries, Known},
+    exits::Exits,
     os_error,
     pin::{BPFFS, Lock, PinError, Pins},
+    rates::{self, Rates},
 };
-
-/// How many interfaces packets may leave by.
-const EGRESS_SLOTS: u32 = 256;
 
 /// What to load, and how large.
 #[derive(Clone, Debug)]
@@ -72,6 +70,8 @@ pub enum LoadError {
     Missing(&'static str),
     #[error("cannot map {name} into memory: {source}")]
     Mmap { name: &'static str, source: io::Error },
+    #[error("cannot take over what a predecessor left: {0}")]
+    Adopt(#[source] BackendError),
     #[error(transparent)]
     Pin(#[from] PinError),
 }
@@ -113,19 +113,25 @@ impl Bpf {
     ) -> Result<Self, LoadError> {
         let v4 = map_table::<Flow4>(&mut ebpf, names::FLOWS4, config.table_len)?;
         let v6 = map_table::<Flow6>(&mut ebpf, names::FLOWS6, config.table_len)?;
-        let rates: Array<_, RateValue> = take(&mut ebpf, names::RATES)?;
-        let limits = |index: u32| rates.get(&index, 0).ok().map(|rate| rate.0);
-        let entries = Entries::adopt(v4, v6, config.flows, limits);
-        let used = entries.counters();
-        let free: VecDeque<u32> = (0..config.flows).filter(|index| !used.contains(index)).collect();
-        let egress: DevMap<MapData> = take(&mut ebpf, names::EGRESS)?;
+        let mut exits =
+            Exits::adopt(take(&mut ebpf, names::EXITS)?, take(&mut ebpf, names::EGRESS)?)
+                .map_err(LoadError::Adopt)?;
+        let limits: Array<_, _> = take(&mut ebpf, names::RATES)?;
+        let known = Known {
+            flows: config.flows,
+            limit: &|index| rates::read(&limits, index),
+            exit: &|slot| exits.get(slot).is_some(),
+        };
+        let entries = Entries::adopt(v4, v6, &known);
+        for held in entries.held() {
+            exits.hold(held.exit);
+        }
+        let used = entries.held().filter_map(|held| Some(held.limit?.index)).collect();
         Ok(Self {
-            counters: take(&mut ebpf, names::COUNTERS)?,
             reasons: take(&mut ebpf, names::REASONS)?,
-            egress: Egress::adopt(egress),
-            rates,
+            rates: Rates::adopt(limits, &used),
+            exits,
             entries,
-            free,
             capacity: config.flows,
             taken_over,
             attached: Vec::new(),
@@ -141,10 +147,10 @@ fn maps(config: &Config) -> [(&'static str, usize, u32); 6] {
     [
         (names::FLOWS4, size_of::<Flow4>(), config.table_len),
         (names::FLOWS6, size_of::<Flow6>(), config.table_len),
-        (names::COUNTERS, size_of::<Counters>(), config.flows),
+        (names::EXITS, size_of::<Exit>(), flow::EXITS),
         (names::RATES, size_of::<Rate>(), config.flows),
         (names::REASONS, size_of::<u64>(), Reason::ALL.len() as u32),
-        (names::EGRESS, size_of::<[u32; 2]>(), EGRESS_SLOTS),
+        (names::EGRESS, size_of::<[u32; 2]>(), flow::EXITS),
     ]
 }
 

@@ -6,19 +6,18 @@
 //! interface, which replaces the program of a predecessor at once; then
 //! [`Bpf::remove_leftovers`]. To end the forwarding as well, there is [`Pins::detach`].
 
-use std::{collections::VecDeque, error::Error, io, net::SocketAddr};
+use std::{error::Error, io, net::SocketAddr, ops::Bound};
 
 use aya::{
-    Ebpf, Pod,
-    maps::{Array, MapData, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
+    Ebpf,
+    maps::{MapData, PerCpuArray},
 };
-use rawr_common::flow::Rate;
 
 use self::{
-    egress::Egress,
     entries::{Entries, Held},
+    exits::Exits,
     pin::Lock,
+    rates::Rates,
 };
 use super::{
     Counters, Flow, NextHop,
@@ -32,11 +31,12 @@ pub use self::{
 };
 
 mod attach;
-mod egress;
 mod entries;
+mod exits;
 pub(crate) mod features;
 mod load;
 mod pin;
+mod rates;
 mod sys;
 
 /// The loaded program. Dropping it leaves the kernel forwarding.
@@ -46,25 +46,13 @@ pub struct Bpf {
     /// Nobody else writes these maps.
     _lock: Lock,
     entries: Entries,
-    counters: PerCpuArray<MapData, [u64; 2]>,
-    rates: Array<MapData, RateValue>,
+    exits: Exits,
+    rates: Rates,
     reasons: PerCpuArray<MapData, u64>,
-    egress: Egress,
-    /// Counters that no flow uses, the one to use next first: what has just become free rests for
-    /// as long as possible, because a packet may still be on its way.
-    free: VecDeque<u32>,
     capacity: u32,
     taken_over: bool,
     attached: Vec<Attachment>,
 }
-
-/// A rate limit in its map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct RateValue(Rate);
-
-// SAFETY: integers without padding.
-unsafe impl Pod for RateValue {}
 
 impl Bpf {
     /// Whether the maps, with the flows in them, are those of a predecessor.
@@ -77,38 +65,6 @@ impl Bpf {
         &self.attached
     }
 
-    /// The counter for a flow that has had none, at zero.
-    fn new_counter(&mut self) -> Result<u32, BackendError> {
-        let index = self.free.pop_front().ok_or(BackendError::Full { capacity: self.capacity })?;
-        let zeroed = nr_cpus()
-            .map_err(|(_, error)| error)
-            .and_then(|cpus| PerCpuValues::try_from(vec![[0; 2]; cpus]))
-            .and_then(|zeros| self.counters.set(index, zeros, 0).map_err(|error| os_error(&error)));
-        if let Err(error) = zeroed {
-            self.free.push_front(index);
-            return Err(BackendError::kernel("reset a counter", error));
-        }
-        Ok(index)
-    }
-
-    fn read_counter(&self, index: u32) -> Result<Counters, BackendError> {
-        let cpus = self
-            .counters
-            .get(&index, 0)
-            .map_err(|error| BackendError::kernel("read a counter", os_error(&error)))?;
-        let mut sum = Counters::default();
-        for &[packets, bytes] in cpus.iter() {
-            sum += Counters { packets, bytes };
-        }
-        Ok(sum)
-    }
-
-    fn write_rate(&mut self, index: u32, rate: Rate) -> Result<(), BackendError> {
-        self.rates
-            .set(index, RateValue(rate), 0)
-            .map_err(|error| BackendError::kernel("write a rate limit", os_error(&error)))
-    }
-
     /// Whether packets to `next_hop` are handed from one driver to another, which not every driver
     /// takes part in. What it does not take is lost without an error.
     fn redirects_in_driver(&self, next_hop: &NextHop) -> bool {
@@ -116,61 +72,69 @@ impl Bpf {
         !on_a_stick && self.attached.iter().any(|attached| attached.mode == Mode::Native)
     }
 
-    /// Gives back the counters of flows that are gone.
-    fn release(&mut self, gone: Vec<(SocketAddr, Held)>) {
-        self.free.extend(gone.iter().map(|(_, held)| held.counter));
+    /// Gives back what a flow that is gone has held.
+    fn release(&mut self, held: Held) {
+        self.exits.release(held.exit);
+        if let Some(limit) = held.limit {
+            self.rates.release(limit);
+        }
     }
 }
 
 impl Backend for Bpf {
     fn install(&mut self, flow: &Flow, next_hop: &NextHop) -> Result<(), BackendError> {
         self.entries.check(flow)?;
-        if self.redirects_in_driver(next_hop) && !self.egress.takes_frames(next_hop.ifindex) {
+        if self.redirects_in_driver(next_hop) && !self.exits.takes_frames(next_hop.ifindex) {
             return Err(BackendError::NoRedirect { ifindex: next_hop.ifindex });
         }
-        let slot = self.egress.slot(next_hop.ifindex)?;
-        let exit = entries::exit(next_hop, slot)?;
         let before = self.entries.get(flow.from.local);
-        let counter = match before {
-            Some(before) => before.counter,
-            None => self.new_counter()?,
-        };
-        let rate = entries::rate(flow);
-        let limit = rate.map(|rate| rate.ns_per_kib);
-        if let Some(rate) = rate
-            && before.is_none_or(|before| before.limit != limit)
-            && let Err(error) = self.write_rate(counter, rate)
-        {
-            if before.is_none() {
-                self.free.push_back(counter);
-            }
-            return Err(error);
+        if before.is_none() && self.entries.len() >= self.capacity as usize {
+            return Err(BackendError::Full { capacity: self.capacity });
         }
-        let gone = self.entries.write(flow, &exit, Held { counter, limit });
-        self.release(gone);
+        let exit = self.exits.acquire(&entries::exit(next_hop)?)?;
+        let had = before.and_then(|before| before.limit);
+        let limit = match flow.rate.map(|rate| self.rates.acquire(rate, had)).transpose() {
+            Ok(limit) => limit,
+            Err(error) => {
+                self.exits.release(exit);
+                return Err(error);
+            }
+        };
+        let gone = self.entries.write(flow, next_hop.dst_mac, Held { exit, limit });
+        if let Some(before) = before {
+            // A flow that is still limited is so by the same index.
+            let limit = before.limit.filter(|_| limit.is_none());
+            self.release(Held { limit, ..before });
+        }
+        gone.into_iter().for_each(|held| self.release(held));
         Ok(())
     }
 
     fn remove(&mut self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        let Some(held) = self.entries.get(local) else { return Ok(None) };
+        if self.entries.get(local).is_none() {
+            return Ok(None);
+        }
         let gone = self.entries.vacate(local);
-        let counters = self.read_counter(held.counter);
-        self.release(gone);
-        // The flow is gone all the same; whoever polls the counters knows nearly as much.
-        Ok(counters.ok())
+        gone.into_iter().for_each(|held| self.release(held));
+        Ok(Some(self.entries.counters(local)))
     }
 
     fn holds(&self, flow: &Flow, next_hop: &NextHop) -> bool {
-        let Some(slot) = self.egress.known(next_hop.ifindex) else { return false };
-        entries::exit(next_hop, slot).is_ok_and(|exit| self.entries.holds(flow, &exit))
+        let exit = entries::exit(next_hop).ok().and_then(|exit| self.exits.find(&exit));
+        exit.is_some_and(|exit| self.entries.holds(flow, exit, next_hop.dst_mac))
     }
 
-    fn list(&self) -> Result<Vec<Installed>, BackendError> {
-        Ok(self.entries.list())
+    fn list_after(
+        &self,
+        after: Bound<SocketAddr>,
+        most: usize,
+    ) -> Result<Vec<Installed>, BackendError> {
+        let exit = |slot| self.exits.get(slot).unwrap_or_default();
+        Ok(self.entries.list_after(after, most, exit))
     }
 
     fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        self.entries.get(local).map(|held| self.read_counter(held.counter)).transpose()
+        Ok(self.entries.get(local).map(|_| self.entries.counters(local)))
     }
 
     fn reasons(&self) -> Result<Reasons, BackendError> {

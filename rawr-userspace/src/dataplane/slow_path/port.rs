@@ -89,7 +89,8 @@ pub(super) struct Route {
     /// Not owned: the port ends when it is closed, whatever flows into it.
     pub(super) out: Weak<Port>,
     pub(super) to: SocketAddr,
-    pub(super) limit: Option<Mutex<Limit>>,
+    /// Apart, because few flows have one.
+    pub(super) limit: Option<Box<Mutex<Limit>>>,
 }
 
 impl Route {
@@ -99,7 +100,7 @@ impl Route {
         to: SocketAddr,
         rate: Option<u64>,
     ) -> Self {
-        let limit = rate.map(|rate| Mutex::new(Limit::new(rate, monotonic())));
+        let limit = rate.map(|rate| Box::new(Mutex::new(Limit::new(rate, monotonic()))));
         Self { remote, out: Arc::downgrade(out), to, limit }
     }
 
