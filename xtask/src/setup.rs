@@ -17,13 +17,14 @@ struct Package {
 }
 
 /// What tests and benchmarks run: a program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, Package); 4] = [
+const PROGRAMS: [(&str, Package); 5] = [
     ("ip", Package { name: "iproute2", reason: "network namespaces of tests and benchmarks" }),
     ("nft", Package { name: "nftables", reason: "the NATs between the namespaces of tests" }),
     (
         "ethtool",
         Package { name: "ethtool", reason: "checksum offloads of veth interfaces in tests" },
     ),
+    ("turnserver", Package { name: "coturn", reason: "the relay that benchmarks compare with" }),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
 ];
 

@@ -14,7 +14,9 @@ const FORBIDDEN_EDGES: &[(&str, &[&str])] = &[
     ("rawr-proto", &["rawr-common", "tokio", "mio", "aya", "socket2"]),
     ("rawr-ebpf", &["rawr-proto", "rawr-nat", "rawr-userspace", "rawr-tests"]),
     ("rawr-nat", &["rawr-common", "rawr-userspace", "rawr-tests", "aya"]),
-    ("rawr-userspace", &["rawr-tests"]),
+    ("rawr-userspace", &["rawr-tests", "rawr-bench"]),
+    ("rawr-tests", &["rawr-bench", "bench-ebpf"]),
+    ("bench-ebpf", &["rawr-common", "rawr-userspace", "rawr-tests"]),
     ("xtask", &["rawr-common", "rawr-proto", "rawr-nat", "rawr-userspace", "rawr-tests"]),
 ];
 /// Depends on nothing at all: the kernel runs it.
@@ -40,6 +42,7 @@ const CLOCKS: &[&str] = &["Instant::now", "SystemTime::now"];
 const CLOCK_FOLDERS: &[&str] = &["/benches/", "/examples/", "/tests/"];
 /// Files and folders that may.
 const CLOCK_READERS: &[&str] = &[
+    "bench/",
     "rawr-nat/src/driver",
     "rawr-nat/src/tokio",
     "rawr-userspace/src/cli/",

@@ -1,0 +1,143 @@
+//! Throughput and latency from one end of a relay to the other, in network namespaces.
+
+use anyhow::Result;
+use bench_ebpf::FLOWS;
+use rawr_tests::netns;
+
+use self::contenders::{KINDS, Topology};
+use self::throughput::{Entrant, Point};
+use self::traffic::Traffic;
+use crate::Run;
+use crate::document::{Document, Row};
+use crate::rounds;
+
+mod check;
+mod contenders;
+mod lab;
+mod latency;
+mod mapped;
+mod throughput;
+mod traffic;
+mod wire;
+
+const METHOD: &[&str] = &[
+    "Three network namespaces in a row for each contender: generator, relay, sink, joined by veth \
+     pairs with a queue for each CPU. All contenders stay set up during the whole run and are \
+     measured in turn.",
+    "The generator is an XDP program run with live frames (BPF_PROG_TEST_RUN); it writes all headers \
+     of each packet anew. Each packet is another flow's than the one before; a walk by the golden \
+     section of their number visits all flows, neighbours far apart. The sink is an XDP program that \
+     counts packets by flow.",
+    "\"Flows in turn\": neighbouring flows follow each other instead, so that the processor can fetch \
+     entries ahead.",
+    "\"On a stick\", packets leave by the interface that they came in by, and the sink is where the \
+     generator is.",
+    "One frame of 4,096 is compared byte by byte with what has to come out, checksums included. \
+     A wrong one ends the run without a result.",
+    "\"1 core\": generator, relay and sink share one core. coturn and rawr's userspace path are \
+     processes; they have a core to themselves, and a second one, the generator's, receives for them. \
+     What is offered to them is raised by 30 % from step to step as long as that makes them deliver \
+     more. On two cores, each core's generator has half of the flows.",
+    "rawr has 1,000,000 sessions installed, both ways, whatever number of flows is in use. coturn and \
+     the userspace path have 1,000, because each takes sockets.",
+    "coturn gets ChannelData and sends plain datagrams, with one relay thread and without \
+     authentication. Checksum offload is off, so that sockets have to compute what a network card \
+     would.",
+    "Delivered packets per second count what reaches the sink while the generator runs; loss is what \
+     never does.",
+    "Latency is from the generator's program to the sink's, by the kernel's monotonic clock, at 1,000 \
+     flows and 200 bytes. Below 500,000 packets per second each packet is sent by itself, above that \
+     the kernel hands over up to 16 at once.",
+    rounds::RULE,
+    "The reference is the limit (the bare XDP program) at the same point; of latency, its median. \
+     Rounds of one point follow each other.",
+];
+
+pub(crate) fn run(run: &Run) -> Result<()> {
+    netns::sweep();
+    let mut traffic = Traffic::new()?;
+    let mut entrants: Vec<Entrant> = Vec::new();
+    for kind in KINDS {
+        eprintln!("setting up {} ({})", kind.name, kind.topology.name());
+        entrants.push((kind, kind.make(&mut traffic, FLOWS)?));
+    }
+    let mut document = Document::new("netns", "cargo xtask bench netns".to_owned(), METHOD);
+    for point in throughput::points() {
+        for topology in [Topology::Redirect, Topology::Stick] {
+            let (rows, discarded) =
+                throughput::measure(&mut traffic, &entrants, topology, point, run.rounds)?;
+            print(point, &rows);
+            document.rows.extend(rows);
+            document.discarded += discarded;
+        }
+    }
+    let (rows, discarded) = latency::measure(&mut traffic, &entrants, &document.rows, run.rounds)?;
+    print_latency(&rows);
+    document.rows.extend(rows);
+    document.discarded += discarded;
+    run.json.as_ref().map_or(Ok(()), |file| document.write(file))
+}
+
+fn print(point: Point, rows: &[Row]) {
+    let Point { flows, bytes, cores, in_turn } = point;
+    let order = if in_turn { ", in turn" } else { "" };
+    println!("{flows} flows{order}, {bytes} bytes, {cores} cores:");
+    let rates: Vec<_> = rows.iter().filter(|row| row.table == point.table()).collect();
+    for row in &rates {
+        let ratio = row.ratio(rates[0]);
+        println!(
+            "  {:<20} {:>7.3} Mpps ({:.3}-{:.3}), {:.3} of the limit ({:.3}-{:.3})",
+            row.label("contender"),
+            row.median / 1e6,
+            row.least / 1e6,
+            row.most / 1e6,
+            ratio.median,
+            ratio.least,
+            ratio.most
+        );
+    }
+}
+
+fn print_latency(rows: &[Row]) {
+    for row in rows {
+        let (load, contender, quantile) =
+            (row.label("load"), row.label("contender"), row.label("quantile"));
+        println!(
+            "{load:<17} {contender:<20} {quantile:<6} {:>9.1} us ({:.1}-{:.1})",
+            row.median, row.least, row.most
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rawr_tests::privilege;
+
+    use super::*;
+    use crate::netns::traffic::Load;
+
+    /// What is measured, is right: every contender delivers packets of all flows, and sampled ones are
+    /// what has to come out.
+    #[test]
+    fn every_contender_relays() {
+        if !privilege::can_make_namespaces("every_contender_relays") {
+            return;
+        }
+        netns::sweep();
+        let flows = 64;
+        let mut traffic = Traffic::new().unwrap();
+        for kind in KINDS {
+            let contender = kind.make(&mut traffic, flows).unwrap();
+            for (stamped, rate) in [(false, None), (true, Some(20_000.0))] {
+                let (shape, time) = (contender.shape(200), Duration::from_millis(300));
+                let load = Load { shape, flows, in_turn: false, cores: 1, rate, stamped, time };
+                let outcome = traffic.send(contender.lab(), &load).unwrap();
+                check::check(contender.as_ref(), &load, &outcome).expect(kind.name);
+                assert_eq!(outcome.flows, flows, "{}", kind.name);
+                assert_eq!(outcome.latency(0.5).is_finite(), stamped, "{}", kind.name);
+            }
+        }
+    }
+}

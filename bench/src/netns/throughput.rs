@@ -1,0 +1,211 @@
+//! Delivered packets per second, by flows, frame length and cores.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bench_ebpf::FLOWS;
+
+use super::check::check;
+use super::contenders::{Contender, Kind, Topology};
+use super::traffic::{Load, Outcome, Traffic};
+use crate::document::Row;
+use crate::rounds::undisturbed;
+
+pub(super) const TABLE: &str = "throughput";
+const TABLE_IN_TURN: &str = "throughput, flows in turn";
+const LOSS: &str = "loss";
+
+/// How long each contender is measured in each round.
+const TIME: Duration = Duration::from_millis(400);
+/// Runs of warming up, at most, until all flows have been seen: connection tracking is slow to learn.
+const WARM_UPS: usize = 60;
+/// More is offered to a process by this factor, until no more comes out.
+const RAISE: f64 = 1.3;
+
+/// What is varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Point {
+    pub(super) flows: u32,
+    /// Length of the Ethernet frames.
+    pub(super) bytes: usize,
+    pub(super) cores: usize,
+    /// See [`Load::in_turn`].
+    pub(super) in_turn: bool,
+}
+
+impl Point {
+    /// The table of its rows.
+    pub(super) fn table(self) -> &'static str {
+        if self.in_turn { TABLE_IN_TURN } else { TABLE }
+    }
+}
+
+/// All combinations, but for a single flow on two cores: a flow is one core's. In turn, only what
+/// caches matter to.
+pub(super) fn points() -> Vec<Point> {
+    let mut points = Vec::new();
+    for cores in [1, 2] {
+        for flows in [1, 1_000, 100_000, FLOWS].into_iter().filter(|&flows| cores == 1 || flows > 1)
+        {
+            points.extend([64, 200, 1200].map(|bytes| Point {
+                flows,
+                bytes,
+                cores,
+                in_turn: false,
+            }));
+        }
+    }
+    points.extend([100_000, FLOWS].map(|flows| Point {
+        flows,
+        bytes: 64,
+        cores: 1,
+        in_turn: true,
+    }));
+    points
+}
+
+/// A contender in its lab, and how it is known.
+pub(super) type Entrant = (&'static Kind, Box<dyn Contender>);
+
+/// What is offered to a contender at a point: what makes it deliver most.
+struct Case<'a> {
+    kind: &'static Kind,
+    contender: &'a dyn Contender,
+    load: Load,
+}
+
+/// Measures one point: the limit first and last, everybody else between.
+pub(super) fn measure(
+    traffic: &mut Traffic,
+    entrants: &[Entrant],
+    topology: Topology,
+    point: Point,
+    rounds: usize,
+) -> Result<(Vec<Row>, u32)> {
+    let mut cases = Vec::new();
+    for (kind, contender) in entrants {
+        if kind.topology == topology && kind.takes(point) {
+            let case = prepare(traffic, kind, contender.as_ref(), point)
+                .with_context(|| format!("{} at {point:?}", kind.name))?;
+            cases.push(case);
+        }
+    }
+    let [limit, others @ ..] = cases.as_slice() else { return Ok((Vec::new(), 0)) };
+    let measured = undisturbed(
+        rounds,
+        traffic,
+        |traffic| Ok(run(traffic, limit)?.rate()),
+        |traffic| {
+            let mut values = Vec::new();
+            for case in others {
+                let outcome = run(traffic, case)?;
+                values.extend([outcome.rate(), outcome.loss()]);
+            }
+            Ok(values)
+        },
+    )?;
+    let mut rows =
+        vec![row(point.table(), limit.kind, point, "packets/s", measured.reference.clone())];
+    for (place, case) in others.iter().enumerate() {
+        rows.push(row(point.table(), case.kind, point, "packets/s", measured.at(2 * place)));
+        if !point.in_turn {
+            rows.push(row(LOSS, case.kind, point, "part", measured.at(2 * place + 1)));
+        }
+    }
+    Ok((rows, measured.discarded))
+}
+
+fn row(table: &str, kind: &Kind, point: Point, unit: &str, values: Vec<f64>) -> Row {
+    let [flows, bytes, cores] =
+        [point.flows.to_string(), point.bytes.to_string(), point.cores.to_string()];
+    let labels = [
+        ("topology", kind.topology.name()),
+        ("contender", kind.name),
+        ("flows", &flows),
+        ("bytes", &bytes),
+        ("cores", &cores),
+    ];
+    Row::new(table, &labels, unit, values)
+}
+
+impl Kind {
+    fn takes(&self, point: Point) -> bool {
+        point.flows <= self.flows && !(self.process && point.cores > 1)
+    }
+}
+
+/// Warms up, and finds what to offer: as much as can be, to a process only as much as it can take.
+fn prepare<'a>(
+    traffic: &mut Traffic,
+    kind: &'static Kind,
+    contender: &'a dyn Contender,
+    point: Point,
+) -> Result<Case<'a>> {
+    let load = Load {
+        shape: contender.shape(point.bytes),
+        flows: point.flows,
+        in_turn: point.in_turn,
+        cores: point.cores,
+        rate: None,
+        stamped: false,
+        time: TIME,
+    };
+    let mut case = Case { kind, contender, load };
+    let mut outcome = run(traffic, &case)?;
+    for _ in 0..WARM_UPS {
+        if outcome.flows == point.flows {
+            break;
+        }
+        outcome = run(traffic, &case)?;
+    }
+    if kind.process {
+        let (rate, best) = best_offer(outcome.rate(), |rate| {
+            case.load.rate = Some(rate);
+            Ok(run(traffic, &case)?.rate())
+        })?;
+        case.load.rate = (best > outcome.rate()).then_some(rate);
+    }
+    Ok(case)
+}
+
+/// Raises what is offered from `start` on until less is delivered. Returns the offer that most was
+/// delivered of, and how much.
+fn best_offer(start: f64, mut deliver: impl FnMut(f64) -> Result<f64>) -> Result<(f64, f64)> {
+    let mut best = (start, deliver(start)?);
+    loop {
+        let offer = best.0 * RAISE;
+        let delivered = deliver(offer)?;
+        if delivered <= best.1 {
+            return Ok(best);
+        }
+        best = (offer, delivered);
+    }
+}
+
+fn run(traffic: &mut Traffic, case: &Case<'_>) -> Result<Outcome> {
+    let outcome = traffic.send(case.contender.lab(), &case.load)?;
+    check(case.contender, &case.load, &outcome).with_context(|| case.kind.name)?;
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_offer_is_the_one_before_things_get_worse() {
+        // Delivers all up to 1,000 packets per second, and ever less beyond.
+        let deliver = |rate: f64| Ok(rate.min(2_000.0 - rate));
+        let (offer, delivered) = best_offer(600.0, deliver).unwrap();
+        assert_eq!((offer.round(), delivered.round()), (1_014.0, 986.0));
+    }
+
+    #[test]
+    fn points_are_told_apart() {
+        let points = points();
+        for (index, point) in points.iter().enumerate() {
+            assert!(!points[..index].contains(point));
+        }
+        assert_eq!(points.len(), 23);
+    }
+}
