@@ -11,6 +11,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about)]
@@ -23,6 +24,8 @@ enum Task {
     Setup,
     /// Measure.
     Bench(bench::Arguments),
+    /// Run what the kernel has a part in on Debian's kernel, in an emulator.
+    Vm(vm::Arguments),
     /// Check what the architecture forbids.
     Tidy,
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::start(),
         Task::Setup => setup::run(),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Vm(arguments) => vm::start(&arguments),
         Task::Tidy => tidy::run(),
     };
     match result {

@@ -105,10 +105,10 @@ fn elevate(command: &mut Command) -> Result<()> {
 
 /// Tests by their outcome, over all programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub(crate) struct Counts {
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
 }
 
 impl std::fmt::Display for Counts {
@@ -152,7 +152,7 @@ fn tally(pipe: impl Read, show: impl Fn(&str)) -> Counts {
 }
 
 /// What one line of output adds. Ignored tests are not counted: they are for other occasions.
-fn read(line: &str) -> Counts {
+pub(crate) fn read(line: &str) -> Counts {
     if line.starts_with(SKIP_MARK) {
         return Counts { skipped: 1, ..Counts::default() };
     }
