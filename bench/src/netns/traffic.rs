@@ -31,7 +31,7 @@ const PACED_BATCH: u32 = 16;
 /// Below this rate (packets per second of one generator) each packet is sent by itself.
 const SINGLE_RATE: f64 = 500_000.0;
 /// After this time without a packet nothing more is on its way.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET: Duration = Duration::from_millis(30);
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -172,6 +172,8 @@ impl Traffic {
             Ok((start.elapsed().as_secs_f64(), total(seen)))
         })??;
         self.settle();
+        // What comes even later must not change what is read now.
+        self.run.fill(0);
         Ok(self.outcome(seconds, delivered))
     }
 
@@ -192,7 +194,11 @@ impl Traffic {
             self.plans.write(cpu as usize, plan);
         }
         self.run.fill(mark.into());
-        self.progress.fill(Progress::default());
+        // The walk goes on where the last one ended, so that slow contenders meet all flows, too.
+        let went: Vec<_> = self.progress.iter().collect();
+        for (cpu, Progress { next, .. }) in went.into_iter().enumerate() {
+            self.progress.write(cpu, Progress { next: next % flows, ..Progress::default() });
+        }
         self.seen.fill([0; SEEN_BLOCK]);
         self.latencies.fill(0);
         self.samples.fill(Sample { len: 0, frame: [0; SAMPLE_ROOM] });
