@@ -24,6 +24,11 @@ pub(super) fn check(contender: &dyn Contender, load: &Load, outcome: &Outcome) -
         outcome.arrived,
         outcome.offered
     );
+    if load.cores == 1 && outcome.arrived == outcome.offered {
+        let flows = outcome.offered.min(load.flows.into());
+        let seen = outcome.flows;
+        ensure!(u64::from(seen) == flows, "packets of {seen} flows arrived, {flows} had some");
+    }
     for frame in &outcome.samples {
         check_frame(contender, load, frame).with_context(|| format!("frame {frame:02x?}"))?;
     }

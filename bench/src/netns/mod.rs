@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bench_ebpf::FLOWS;
-use rawr_tests::netns;
+use rawr_tests::{netns, rawr};
 
 use self::contenders::{KINDS, Topology};
 use self::throughput::{Entrant, Point};
@@ -55,6 +55,7 @@ const METHOD: &[&str] = &[
 
 pub(crate) fn run(run: &Run) -> Result<()> {
     netns::sweep();
+    rawr::sweep();
     let mut traffic = Traffic::new()?;
     let mut entrants: Vec<Entrant> = Vec::new();
     for kind in KINDS {
