@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use bench_ebpf::FLOWS;
 
 use super::check::check;
-use super::contenders::{Contender, Kind, Topology};
+use super::contenders::{Contender, Kind, PROCESS_FLOWS, Topology};
 use super::traffic::{Load, Outcome, Traffic};
 use crate::document::Row;
 use crate::rounds::undisturbed;
@@ -60,6 +60,11 @@ pub(super) fn points() -> Vec<Point> {
         in_turn: true,
     }));
     points
+}
+
+/// Whether contenders that are processes take part.
+pub(super) fn takes_processes(point: &Point) -> bool {
+    point.cores == 1 && point.flows <= PROCESS_FLOWS
 }
 
 /// A contender in its lab, and how it is known.
@@ -128,7 +133,7 @@ fn row(table: &str, kind: &Kind, point: Point, unit: &str, values: Vec<f64>) -> 
 
 impl Kind {
     fn takes(&self, point: Point) -> bool {
-        point.flows <= self.flows && !(self.process && point.cores > 1)
+        point.flows <= self.flows && (!self.process || takes_processes(&point))
     }
 }
 

@@ -79,7 +79,7 @@ impl Kind {
 }
 
 /// Most flows of a process: each takes one or two sockets.
-const PROCESS_FLOWS: u32 = 1_000;
+pub(super) const PROCESS_FLOWS: u32 = 1_000;
 
 /// All of them, one row each; the first of each topology is its limit.
 pub(super) const KINDS: &[Kind] = &[
