@@ -20,7 +20,8 @@ mod measure;
 
 const METHOD: &[&str] = &[
     "BPF_PROG_TEST_RUN: the program runs on a packet in memory, 160 bytes of UDP payload, without any \
-     driver. Each round measures every row once, one after the other.",
+     driver. Each round measures every row three times, all rows in turn, and the least of the three \
+     counts: what else runs on the processor can only add to it.",
     rounds::RULE,
     "The reference is a bare `XDP_TX`: a program of two instructions.",
     "A value is the mean of 400 calls or more of 250 runs each, without the slowest quarter of the \
@@ -82,6 +83,38 @@ fn print(document: &Document) {
     println!("{} rounds were discarded.", document.discarded);
 }
 
+/// How often each round measures each case. The least counts.
+const PASSES: usize = 3;
+
+/// What one value is made of. Where nothing had to be restored, only the first part is not 0.
+#[derive(Clone, Copy)]
+struct Cost {
+    /// Of rawr, with that of restoring.
+    rawr: f64,
+    /// Of a bare `XDP_TX`, with that of restoring.
+    restored: f64,
+    /// Of a bare `XDP_TX`.
+    bare: f64,
+}
+
+impl Cost {
+    fn of(rawr: f64) -> Self {
+        Self { rawr, restored: 0.0, bare: 0.0 }
+    }
+
+    fn least(self, other: Self) -> Self {
+        Self {
+            rawr: self.rawr.min(other.rawr),
+            restored: self.restored.min(other.restored),
+            bare: self.bare.min(other.bare),
+        }
+    }
+
+    fn value(self) -> f64 {
+        self.rawr - self.restored + self.bare
+    }
+}
+
 /// Everything that is loaded.
 struct Bench {
     /// Where programs are attached while they are measured.
@@ -111,11 +144,24 @@ impl Bench {
     fn bare(&mut self) -> Result<f64> {
         let frame = Flow::at(0, Family::V4).packet().frame();
         let expected = Expected { action: action::TX, length: frame.len() };
-        let frames = std::iter::repeat_n(frame, CALLS);
-        cost(self.bare.as_fd(), frames, expected, self.ifindex)
+        let mut least = f64::INFINITY;
+        for _ in 0..PASSES {
+            let frames = std::iter::repeat_n(frame.clone(), CALLS);
+            least = least.min(cost(self.bare.as_fd(), frames, expected, self.ifindex)?);
+        }
+        Ok(least)
     }
 
     fn round(&mut self) -> Result<Vec<f64>> {
+        let mut least = self.pass()?;
+        for _ in 1..PASSES {
+            let pass = self.pass()?.into_iter();
+            least.iter_mut().zip(pass).for_each(|(least, cost)| *least = least.least(cost));
+        }
+        Ok(least.into_iter().map(Cost::value).collect())
+    }
+
+    fn pass(&mut self) -> Result<Vec<Cost>> {
         let cases = self.cases();
         cases
             .map(|(kind, tables)| {
@@ -125,7 +171,7 @@ impl Bench {
             .collect()
     }
 
-    fn measure(&mut self, route: &Route, tables: usize) -> Result<f64> {
+    fn measure(&mut self, route: &Route, tables: usize) -> Result<Cost> {
         let tables = &mut self.tables[tables];
         let program = tables.kernel.program()?;
         match route {
@@ -133,13 +179,13 @@ impl Bench {
                 let frame = frame();
                 let expected = Expected { action: action::PASS, length: frame.len() };
                 let frames = std::iter::repeat_n(frame, CALLS);
-                cost(program.as_fd(), frames, expected, self.ifindex)
+                cost(program.as_fd(), frames, expected, self.ifindex).map(Cost::of)
             }
             Route::RoundTrip(legs) => {
                 tables.connect_two(*legs);
                 let frame = frame(0, *legs);
                 let frames = std::iter::repeat_n(frame.clone(), CALLS);
-                cost(program.as_fd(), frames, comes_back(*legs), self.ifindex)
+                cost(program.as_fd(), frames, comes_back(*legs), self.ifindex).map(Cost::of)
             }
             Route::EachAnother(legs) => {
                 tables.connect_all(*legs);
@@ -147,7 +193,7 @@ impl Bench {
                 let starts = tables.order.iter().step_by(REPEAT as usize);
                 let calls = starts.len().max(CALLS);
                 let frames = starts.cycle().take(calls).map(|index| frame(*index, *legs));
-                cost(program.as_fd(), frames, comes_back(*legs), self.ifindex)
+                cost(program.as_fd(), frames, comes_back(*legs), self.ifindex).map(Cost::of)
             }
             Route::OneWay(legs) => {
                 tables.connect_two(*legs);
@@ -156,9 +202,9 @@ impl Bench {
                 let expected = Expected { action: leg.way.action(), length: leaves };
                 let arrives = frame(0, *legs);
                 let rewinder = &mut self.rewinder;
-                let [with_rawr, with_bare] =
+                let [rawr, restored] =
                     rewinder.costs(&mut tables.kernel, &arrives, expected, self.ifindex)?;
-                Ok(with_rawr - with_bare + self.bare()?)
+                Ok(Cost { rawr, restored, bare: self.bare()? })
             }
         }
     }

@@ -155,7 +155,7 @@ pub(super) const BARS: &[Bar] = &[
         what: "Resident memory with 100,000 sessions, without maps",
         document: "control",
         table: "resident memory",
-        labels: &[("sessions", "100000")],
+        labels: &[("sessions", "100000"), ("with", "server, flow table, kernel")],
         over: &[],
         limit: AtMost(200.0),
     },
@@ -222,6 +222,8 @@ impl Bar {
                 [] => Some(row.clone()),
                 over => Some(row.ratio(counterpart(document, row, over)?)),
             })
+            // What was too small to be measured has no ratio.
+            .filter(|row| row.median.is_finite())
             .collect();
         let rows = compared.len();
         compared.sort_by(|a, b| match self.limit {
