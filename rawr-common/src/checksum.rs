@@ -8,7 +8,8 @@
 //! difference once ([`udp_delta`], [`ip_delta`]), and each packet costs one addition per checksum
 //! ([`update`]).
 
-use crate::flow::{Tuple4, Tuple6};
+use crate::channel::HEADER;
+use crate::flow::{Channels, Tuple4, Tuple6};
 use crate::wire::Ipv4;
 
 /// A ones' complement sum in the making. It holds 2^16 words at least.
@@ -32,6 +33,32 @@ pub fn udp_delta(from: &impl Ends, to: &impl Ends) -> u16 {
 pub fn ip_delta(from: &Tuple4, to: &Tuple4) -> u16 {
     let old = Sum::default().bytes(&from.src).bytes(&from.dst).bytes(&[1, 0]);
     Sum::default().bytes(&to.src).bytes(&to.dst).minus(old).fold()
+}
+
+/// What to [`update`] the UDP checksum by when ChannelData becomes a plain datagram, the other way round,
+/// or takes another number; the length of the data, which the header repeats, is not in it. The datagram's
+/// own length counts twice, in its header and in the pseudo-header.
+pub fn channel_delta(channels: Channels) -> u16 {
+    let header = |number: [u8; 2]| match number {
+        [0, 0] => Sum::default(),
+        number => Sum::default().bytes(&number).bytes(&(2 * HEADER).to_be_bytes()),
+    };
+    header(channels.leaving).minus(header(channels.arriving)).fold()
+}
+
+/// What to [`update`] the header checksum of an IPv4 packet by for the same reason.
+pub fn channel_ip_delta(channels: Channels) -> u16 {
+    let header = |number: [u8; 2]| match number {
+        [0, 0] => Sum::default(),
+        _ => Sum::default().bytes(&HEADER.to_be_bytes()),
+    };
+    header(channels.leaving).minus(header(channels.arriving)).fold()
+}
+
+/// The sum of two [`udp_delta`]s or [`ip_delta`]s.
+#[inline(always)]
+pub fn both(delta: u16, other: u16) -> u16 {
+    Sum::default().word(delta).word(other).fold()
 }
 
 /// The checksum of something that had `checksum` and of which the words' sum has changed by `delta`.
@@ -79,6 +106,12 @@ impl Sum {
     #[inline(always)]
     pub fn word(self, word: u16) -> Self {
         Self(self.0 + u32::from(word))
+    }
+
+    /// Adds two words, as they load together.
+    #[inline(always)]
+    pub fn words(self, words: u32) -> Self {
+        self.word(words as u16).word((words >> 16) as u16)
     }
 
     /// Adds bytes that begin at an even offset; an odd one at the end is followed by a zero.

@@ -1,7 +1,7 @@
 //! How userspace makes entries of the flow tables and exits.
 
-use crate::checksum::{ip_delta, udp_delta};
-use crate::flow::{Counters, Exit, Flow4, Flow6, Recipe, Tuple4, Tuple6, flags};
+use crate::checksum::{both, channel_delta, channel_ip_delta, ip_delta, udp_delta};
+use crate::flow::{Channels, Counters, Exit, Flow4, Flow6, Place, Recipe, Tuple4, Tuple6, flags};
 
 /// The next hop of a flow's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,13 +86,45 @@ impl Flow4 {
         Self { from, to, counters: Counters::default(), recipe }
     }
 
-    /// Packets that arrive as `from` over IPv4 leave as `to` over IPv6. `reverse` is the index in the
-    /// IPv6 table of the flow whose `from` is `to` mirrored; its generation has to be this one's.
-    pub fn to_ipv6(from: Tuple4, to: &Tuple6, reverse: u32, hop: Hop, account: Account) -> Self {
+    /// Packets that arrive as `from` over IPv4 leave as `to` over IPv6. `reverse` is where in an IPv6 table
+    /// the flow stands whose `from` is `to` mirrored; its generation has to be this one's.
+    pub fn to_ipv6(from: Tuple4, to: &Tuple6, reverse: Place, hop: Hop, account: Account) -> Self {
         let mut recipe = recipe(udp_delta(&from, to), hop, account);
         recipe.flags |= flags::TO_IPV6;
-        recipe.reverse = reverse;
-        Self { from, recipe, ..Self::default() }
+        let index = match reverse {
+            Place::Port(index) => index,
+            Place::Channel(index) => {
+                recipe.flags |= flags::REVERSE_IN_CHANNELS;
+                index
+            }
+        };
+        let to = Tuple4 { src: index.to_ne_bytes(), ..Tuple4::default() };
+        Self { from, to, recipe, ..Self::default() }
+    }
+
+    /// No flow: STUN Binding requests to this address and port (host order) are answered by the program.
+    /// Answers leave by the interface that requests come in by, where that is the one of `exit`.
+    pub fn listener(address: [u8; 4], port: u16, exit: u8, account: Account) -> Self {
+        let dst_port = port.to_be_bytes();
+        let from = Tuple4 { dst: address, dst_port, ..Tuple4::default() };
+        Self { from, recipe: listener(exit, account), ..Self::default() }
+    }
+
+    /// The same for ChannelData of these channels.
+    #[must_use]
+    pub fn over(mut self, channels: Channels) -> Self {
+        self.recipe = self.recipe.over(channels);
+        self
+    }
+
+    /// Where the flow stands that this one takes its addresses over IPv6 from, if it does.
+    pub fn reverse(&self) -> Option<Place> {
+        let index = u32::from_ne_bytes(self.to.src);
+        match self.recipe.flags & (flags::TO_IPV6 | flags::REVERSE_IN_CHANNELS) {
+            flags::TO_IPV6 => Some(Place::Port(index)),
+            0 | flags::REVERSE_IN_CHANNELS => None,
+            _ => Some(Place::Channel(index)),
+        }
     }
 }
 
@@ -109,13 +141,64 @@ impl Flow6 {
         let recipe = recipe(udp_delta(&from, &to), hop, account);
         Self { from, recipe, to4: to, ..Self::default() }
     }
+
+    /// See [`Flow4::listener`].
+    pub fn listener(address: [u8; 16], port: u16, exit: u8, account: Account) -> Self {
+        let dst_port = port.to_be_bytes();
+        let from = Tuple6 { dst: address, dst_port, ..Tuple6::default() };
+        Self { from, recipe: listener(exit, account), ..Self::default() }
+    }
+
+    /// The same for ChannelData of these channels.
+    #[must_use]
+    pub fn over(mut self, channels: Channels) -> Self {
+        self.recipe = self.recipe.over(channels);
+        self
+    }
+}
+
+impl Channels {
+    /// Channel numbers in host order; `None` where datagrams are plain.
+    pub fn new(arriving: Option<u16>, leaving: Option<u16>) -> Self {
+        let number = |number: Option<u16>| number.unwrap_or_default().to_be_bytes();
+        Self { arriving: number(arriving), leaving: number(leaving) }
+    }
+
+    /// The number of what arrives (host order), if that is ChannelData.
+    pub fn arriving(&self) -> Option<u16> {
+        Some(u16::from_be_bytes(self.arriving)).filter(|number| *number != 0)
+    }
+
+    /// The number of what leaves (host order), if that is ChannelData.
+    pub fn leaving(&self) -> Option<u16> {
+        Some(u16::from_be_bytes(self.leaving)).filter(|number| *number != 0)
+    }
+}
+
+impl Recipe {
+    /// The recipe of a flow of plain datagrams, for ChannelData.
+    fn over(mut self, channels: Channels) -> Self {
+        if channels != Channels::default() {
+            self.channels = channels;
+            self.udp_delta = both(self.udp_delta, channel_delta(channels));
+            self.ip_delta = both(self.ip_delta, channel_ip_delta(channels));
+            self.flags |= flags::CHANNELS;
+        }
+        self
+    }
+}
+
+fn listener(exit: u8, account: Account) -> Recipe {
+    let mut recipe = recipe(0, Hop { exit, ..Hop::default() }, account);
+    recipe.flags |= flags::LISTENER | flags::CHANNELS;
+    recipe
 }
 
 fn recipe(udp_delta: u16, hop: Hop, account: Account) -> Recipe {
     Recipe {
         generation: account.generation,
         rate: account.rate.unwrap_or_default(),
-        reverse: 0,
+        channels: Channels::default(),
         udp_delta,
         ip_delta: 0,
         dst_mac: hop.dst_mac,

@@ -1,10 +1,12 @@
 //! The flow tables: what userspace decides and the kernel applies.
 //!
 //! A *leg* is one end of a session at this server: packets from `remote` to `local`. Its flow says
-//! how such a packet leaves again. The table index follows from `local` alone, the address and port
-//! that the relay itself handed out, so that a lookup hashes nothing. An IPv4 flow's key, recipe and
-//! counters share one cache line, the only one of its own that a packet touches; what it shares with
-//! other flows, its [`Exit`], is small enough to stay in the cache.
+//! how such a packet leaves again. In the *port table* the index follows from `local` alone, the address
+//! and port that the relay itself handed out, so that a lookup hashes nothing. Legs that share their
+//! local port, with each other or over channels (RFC 8656 §12), stand in the *channel table* (see
+//! [`crate::channel`]), save that one without a channel may stand in the port table. An IPv4 flow's key,
+//! recipe and counters share one cache line, the only one of its own that a packet touches; what it
+//! shares with other flows, its [`Exit`], is small enough to stay in the cache.
 //! Multi-byte fields are byte arrays in network order unless their comment says otherwise.
 //!
 //! Userspace writes entries through shared memory while the kernel reads them. `generation` orders
@@ -23,7 +25,7 @@ pub const VACANT: u32 = 0;
 
 /// Version of everything in this crate that the kernel and userspace share. Pinned maps of another
 /// version are not taken over but filled anew.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The two ends of UDP datagrams over IPv4, as they stand in a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +74,7 @@ fn word(bytes: [u8; 4]) -> u32 {
 
 /// Both in one word, in whatever order.
 #[inline(always)]
-fn ports(src: [u8; 2], dst: [u8; 2]) -> u32 {
+pub(crate) fn ports(src: [u8; 2], dst: [u8; 2]) -> u32 {
     u32::from(u16::from_ne_bytes(dst)) << 16 | u32::from(u16::from_ne_bytes(src))
 }
 
@@ -92,18 +94,39 @@ pub struct Recipe {
     pub generation: u32,
     /// Index of the rate limit, if there is one ([`flags::RATED`]). Host order.
     pub rate: u32,
-    /// Of a flow from IPv4 to IPv6: index in the IPv6 table of the reverse flow, whose `from`,
-    /// mirrored, is how the packet leaves. Its generation equals this one's. Host order.
-    pub reverse: u32,
-    /// Ones' complement sum to add to the UDP checksum (RFC 1624, eqn. 3). As loaded from a packet.
+    /// If both are 0, [`flags::CHANNELS`] is not set, unless this is a [`flags::LISTENER`].
+    pub channels: Channels,
+    /// Ones' complement sum to add to the UDP checksum (RFC 1624, eqn. 3): all that is the same for all
+    /// packets of the flow. As loaded from a packet.
     pub udp_delta: u16,
-    /// The same for the IPv4 header checksum of a packet that stays IPv4, its TTL's decrement included.
+    /// The same for the IPv4 header checksum of a packet that stays IPv4: addresses, the TTL's decrement,
+    /// the length of a ChannelData header that comes or goes.
     pub ip_delta: u16,
     pub dst_mac: [u8; 6],
     /// Index of the [`Exit`].
     pub exit: u8,
     /// Of [`flags`]: how the packet leaves.
     pub flags: u8,
+}
+
+/// The channel numbers (RFC 8656 §12) of the ChannelData messages that a flow consists of; 0 where it is
+/// plain datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Channels {
+    /// Part of the key: of the messages that arrive.
+    pub arriving: [u8; 2],
+    /// Of the messages that leave.
+    pub leaving: [u8; 2],
+}
+
+/// Where a flow stands: an index in one of the two tables of its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// In [`names::FLOWS4`] or [`names::FLOWS6`].
+    Port(u32),
+    /// In [`names::CHANNELS4`] or [`names::CHANNELS6`].
+    Channel(u32),
 }
 
 /// One way out of this host, shared by any number of flows. It does not change while one names it.
@@ -130,6 +153,18 @@ pub mod flags {
     pub const TO_IPV6: u8 = 1 << 0;
     /// A rate limit stands at [`super::Recipe::rate`].
     pub const RATED: u8 = 1 << 1;
+    /// ChannelData arrives or leaves, or this is no flow ([`LISTENER`]): nothing for the shortest way.
+    pub const CHANNELS: u8 = 1 << 2;
+    /// The reverse flow of an IPv4 flow that leaves as IPv6 stands in the channel table.
+    pub const REVERSE_IN_CHANNELS: u8 = 1 << 3;
+    /// No flow: the program itself answers STUN Binding requests to `from.dst` and `from.dst_port`, by
+    /// the exit of this entry. Stands in the port table. Implies [`CHANNELS`].
+    pub const LISTENER: u8 = 1 << 4;
+    /// Others have the port that the packet arrives at. The kernel looks at neither this bit nor the next:
+    /// they tell a restarted daemon what an entry of the port table was made from.
+    pub const SHARES_FROM: u8 = 1 << 6;
+    /// Others have the port that it leaves by.
+    pub const SHARES_TO: u8 = 1 << 7;
 
     /// `XDP_TX` may be used where the packet leaves by the interface that it came in by.
     pub const TX: u8 = 1 << 0;
@@ -147,7 +182,9 @@ pub mod flags {
 pub struct Flow4 {
     /// The packet as it arrives.
     pub from: Tuple4,
-    /// The packet as it leaves, over IPv4.
+    /// The packet as it leaves, over IPv4. If it leaves over IPv6: in place of `src`, the index of the
+    /// reverse flow (host order; see [`flags::REVERSE_IN_CHANNELS`]), whose `from`, mirrored, is how the
+    /// packet leaves, and whose generation equals this one's.
     pub to: Tuple4,
     pub counters: Counters,
     pub recipe: Recipe,
@@ -179,6 +216,13 @@ pub struct Rate {
     pub ns_per_kib: u32,
     /// How far `full_at` may lie ahead of now, in microseconds.
     pub burst_us: u32,
+    /// Another limit that a packet has to keep as well: its index plus one; 0 if there is none. That one's
+    /// parent is of no account.
+    pub parent: u32,
+    /// Whether `group` means something. The kernel looks at neither.
+    pub shared: u32,
+    /// What flows that share this limit have in common, so that a restarted daemon knows it again.
+    pub group: u64,
 }
 
 /// Names of the maps and of the load-time constant, as both sides use them.
@@ -188,6 +232,11 @@ pub mod names {
     pub const FLOWS4: &str = "FLOWS4";
     /// `Array<Flow6>`, `BPF_F_MMAPABLE`, as long as [`FLOWS4`].
     pub const FLOWS6: &str = "FLOWS6";
+    /// `Array<Flow4>`, `BPF_F_MMAPABLE`: the channel table; its length is a power of two, at least
+    /// [`crate::channel::GROUP`].
+    pub const CHANNELS4: &str = "CHANNELS4";
+    /// `Array<Flow6>`, `BPF_F_MMAPABLE`, as long as [`CHANNELS4`].
+    pub const CHANNELS6: &str = "CHANNELS6";
     /// `Array<Exit>`, indexed by [`super::Recipe::exit`].
     pub const EXITS: &str = "EXITS";
     /// `Array<Rate>`, indexed by [`super::Recipe::rate`].
@@ -196,8 +245,16 @@ pub mod names {
     pub const REASONS: &str = "REASONS";
     /// `DevMap`, indexed like [`EXITS`].
     pub const EGRESS: &str = "EGRESS";
-    /// `u32` global: length of the flow tables minus one.
+    /// `u32` global: length of the port tables minus one.
     pub const TABLE_MASK: &str = "TABLE_MASK";
+    /// `u32` global: length of the channel tables minus one.
+    pub const CHANNEL_MASK: &str = "CHANNEL_MASK";
+    /// `u32` global: not 0 where the program answers STUN Binding requests. Where it does not, the kernel
+    /// leaves out what would.
+    pub const ANSWERS: &str = "ANSWERS";
+    /// `u64` global: random, so that nobody can choose addresses that collide; see
+    /// [`crate::channel::hash4`]. It stays the same as long as what is in the channel tables.
+    pub const HASH_SEED: &str = "HASH_SEED";
 }
 
 /// How many exits there may be: as many as [`Recipe::exit`] can name.
@@ -217,7 +274,8 @@ const _: () = {
     assert!(size_of::<Flow4>() == 64 && align_of::<Flow4>() == 64);
     assert!(size_of::<Flow6>() == 128 && align_of::<Flow6>() == 64);
     assert!(size_of::<Counters>() == 16);
-    assert!(size_of::<Rate>() == 16);
+    assert!(size_of::<Rate>() == 32);
+    assert!(size_of::<Channels>() == 4);
     assert!(offset_of!(Flow4, recipe) + size_of::<Recipe>() == 64);
     assert!(offset_of!(Flow6, to6) % 8 == 0 && offset_of!(Flow6, reserved) == 124);
 };

@@ -1,5 +1,6 @@
-//! The rate limit of a flow.
+//! The rate limits of flows.
 
+use core::ptr::NonNull;
 use core::time::Duration;
 
 use crate::flow::Rate;
@@ -21,7 +22,30 @@ impl Rate {
         let packet = Duration::from_nanos((LARGEST_PACKET * u64::from(ns_per_kib)) >> 10);
         let burst = burst.max(SHORTEST_BURST).max(packet);
         let burst_us = u32::try_from(burst.as_micros()).unwrap_or(u32::MAX);
-        Self { full_at: 0, ns_per_kib, burst_us }
+        Self { ns_per_kib, burst_us, ..Self::default() }
+    }
+
+    /// The same for packets that have to keep the limit at index `parent` as well.
+    #[must_use]
+    pub fn under(self, parent: u32) -> Self {
+        Self { parent: parent + 1, ..self }
+    }
+
+    /// The same, known as that of all flows of this group.
+    #[must_use]
+    pub fn of_group(self, group: u64) -> Self {
+        Self { shared: 1, group, ..self }
+    }
+
+    /// The group whose limit this is, if it is not one flow's alone.
+    pub fn group(&self) -> Option<u64> {
+        (self.shared != 0).then_some(self.group)
+    }
+
+    /// Index of the other limit that packets have to keep, if there is one.
+    #[inline(always)]
+    pub fn parent(&self) -> Option<u32> {
+        self.parent.checked_sub(1)
     }
 
     /// The new [`Rate::full_at`] after a packet of `bytes` at `now` (nanoseconds), or `None` if it is
@@ -35,6 +59,39 @@ impl Rate {
         }
         Some(full_at)
     }
+}
+
+/// Whether the limit at `index`, and the one that it is under, let through a packet of `bytes` at `now`
+/// (nanoseconds), which both then count. `at` gives the limit at an index; where there is none, there is
+/// nothing to keep.
+///
+/// A flow's packets come in on one CPU, so that plain loads and stores suffice; where flows of several
+/// CPUs share a limit, or one moves to another CPU, a packet may go uncounted.
+///
+/// # Safety
+/// What `at` returns is aligned, readable and writable, and only written by this function meanwhile.
+#[inline(always)]
+pub unsafe fn admit(
+    at: impl Fn(u32) -> Option<NonNull<Rate>>,
+    index: u32,
+    now: u64,
+    bytes: u16,
+) -> bool {
+    let Some(own) = at(index) else { return true };
+    // SAFETY: the caller vouches for `at`.
+    let rate = unsafe { own.read_volatile() };
+    let Some(full_at) = rate.admit(now, bytes) else { return false };
+    if let Some(parent) = rate.parent().and_then(at) {
+        // SAFETY: as above.
+        let Some(full_at) = unsafe { parent.read_volatile() }.admit(now, bytes) else {
+            return false;
+        };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*parent.as_ptr()).full_at).write_volatile(full_at) };
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*own.as_ptr()).full_at).write_volatile(full_at) };
+    true
 }
 
 #[cfg(test)]

@@ -34,11 +34,16 @@ pub enum Reason {
     NoHeadroom,
     /// No interface in the flow's slot of the device map: it is gone or not there yet.
     NoEgress,
+    /// ChannelData of a bound channel whose length contradicts the datagram's (RFC 8656 §12.6), or that is
+    /// followed by more than padding to a multiple of four.
+    ChannelLength,
+    /// A STUN Binding request beyond the rate at which the program answers; userspace may.
+    BindingLimited,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NotIp,
         Self::NotUdp,
         Self::Malformed,
@@ -54,6 +59,8 @@ impl Reason {
         Self::RateLimited,
         Self::NoHeadroom,
         Self::NoEgress,
+        Self::ChannelLength,
+        Self::BindingLimited,
     ];
 
     /// The name in metrics and in `rawr status`.
@@ -74,6 +81,8 @@ impl Reason {
             Self::RateLimited => "rate_limited",
             Self::NoHeadroom => "no_headroom",
             Self::NoEgress => "no_egress",
+            Self::ChannelLength => "channel_length",
+            Self::BindingLimited => "binding_limited",
         }
     }
 }

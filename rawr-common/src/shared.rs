@@ -4,7 +4,7 @@ use core::mem::{MaybeUninit, offset_of};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{Ordering, fence};
 
-use crate::flow::{Counters, Flow4, Flow6, Recipe, Tuple4, Tuple6, VACANT};
+use crate::flow::{Channels, Counters, Flow4, Flow6, Recipe, Tuple4, Tuple6, VACANT};
 
 /// What is loaded and stored at once.
 type Word = u32;
@@ -13,11 +13,13 @@ type Word = u32;
 ///
 /// # Safety
 /// `Self` is aligned to 8 bytes and consists of 32-bit words without padding, any bits of them are a
-/// valid value, the word number `GENERATION` is the generation, and at the word number `COUNTERS`, an
-/// even one, there are [`Counters`].
+/// valid value, the word number `GENERATION` is the generation, the word number `CHANNELS` is
+/// [`Channels`], and at the word number `COUNTERS`, an even one, there are [`Counters`].
 pub unsafe trait Entry: Copy {
     /// Where [`Recipe::generation`] is, in words.
     const GENERATION: usize;
+    /// Where [`Recipe::channels`] are, in words.
+    const CHANNELS: usize;
     /// Where the counters are, in words.
     const COUNTERS: usize;
 }
@@ -27,6 +29,15 @@ pub struct Shared<E> {
     entry: NonNull<E>,
     generation: u32,
 }
+
+impl<E> Clone for Shared<E> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Shared<E> {}
 
 impl<E: Entry> Shared<E> {
     /// Begins to read an entry; `None` if it holds no flow.
@@ -50,6 +61,14 @@ impl<E: Entry> Shared<E> {
     #[inline(always)]
     pub fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// [`Recipe::channels`].
+    #[inline(always)]
+    pub fn channels(&self) -> Channels {
+        const { assert!((E::CHANNELS * size_of::<Word>()).is_multiple_of(align_of::<Channels>())) };
+        // SAFETY: `Entry` vouches for the offset; the size is that of a word.
+        unsafe { self.load::<Channels, Word>(E::CHANNELS * size_of::<Word>()) }
     }
 
     /// What counts the flow's packets.
@@ -121,6 +140,17 @@ macro_rules! fields {
             )*
         }
     };
+}
+
+impl Shared<Flow4> {
+    /// Index of the reverse flow, if there is one; see [`Flow4::to`].
+    #[inline(always)]
+    pub fn reverse(&self) -> u32 {
+        const OFFSET: usize = offset_of!(Flow4, to) + offset_of!(Tuple4, src);
+        const { assert!(OFFSET.is_multiple_of(size_of::<u32>())) };
+        // SAFETY: a word of this field lies there.
+        unsafe { self.load::<u32, u32>(OFFSET) }
+    }
 }
 
 fields!(Flow4 { from: Tuple4 as u32, to: Tuple4 as u32, recipe: Recipe as u32 });
@@ -224,6 +254,8 @@ fn words<E: Entry>() -> impl Iterator<Item = usize> {
 unsafe impl Entry for Flow4 {
     const GENERATION: usize =
         (offset_of!(Self, recipe) + offset_of!(Recipe, generation)) / size_of::<Word>();
+    const CHANNELS: usize =
+        (offset_of!(Self, recipe) + offset_of!(Recipe, channels)) / size_of::<Word>();
     const COUNTERS: usize = offset_of!(Self, counters) / size_of::<Word>();
 }
 
@@ -231,6 +263,8 @@ unsafe impl Entry for Flow4 {
 unsafe impl Entry for Flow6 {
     const GENERATION: usize =
         (offset_of!(Self, recipe) + offset_of!(Recipe, generation)) / size_of::<Word>();
+    const CHANNELS: usize =
+        (offset_of!(Self, recipe) + offset_of!(Recipe, channels)) / size_of::<Word>();
     const COUNTERS: usize = offset_of!(Self, counters) / size_of::<Word>();
 }
 

@@ -38,7 +38,7 @@ pub unsafe trait Header: Copy {
     }
 }
 
-/// IP and UDP headers on their way out: all of them, or the end where all changes are.
+/// The end of IP and UDP headers on their way out, where all changes are.
 pub trait Outgoing: Copy {
     /// Length of the headers, in bytes. What is not written stays as it is, at their front.
     const LEN: usize;
@@ -127,6 +127,22 @@ pub struct Udp {
     pub checksum: [u8; 2],
 }
 
+/// ChannelData (RFC 8656 §12.4). Number 0, which no channel has, stands for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct ChannelHeader {
+    pub number: [u8; 2],
+    /// Of what follows the header, without padding.
+    pub len: [u8; 2],
+}
+
+/// All headers of a datagram of IP, that of ChannelData included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<Ip> {
+    pub headers: Whole<Ip>,
+    pub channel: ChannelHeader,
+}
+
 /// IP and UDP headers, whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(4))]
@@ -179,16 +195,40 @@ impl<T: Outgoing, const TAGS: usize> Stack<T, TAGS> {
     pub unsafe fn write(&self, target: *mut u8) {
         // SAFETY: the parts, and what stays between them, are as long as `LEN` together.
         unsafe {
-            target.cast::<u32>().write_unaligned(self.dst.0);
-            target.add(4).cast::<u16>().write_unaligned(self.dst.1);
-            target.add(6).cast::<u32>().write_unaligned(self.src.0);
-            target.add(10).cast::<u16>().write_unaligned(self.src.1);
+            self.dst.write(target);
+            self.src.write(target.add(6));
             target.add(12).cast::<[u8; 2]>().write_unaligned(self.ether_type);
             let tags = target.cast::<Ethernet>().add(1).cast::<[VlanTag; TAGS]>();
             tags.write_unaligned(self.tags);
             let end = target.add(Self::LEN - size_of::<T>()).cast::<T>();
             end.write_unaligned(self.outgoing);
         }
+    }
+}
+
+impl Mac {
+    /// # Safety
+    /// `target` is valid for writes of six bytes.
+    #[inline(always)]
+    pub unsafe fn write(self, target: *mut u8) {
+        // SAFETY: within the six bytes.
+        unsafe {
+            target.cast::<u32>().write_unaligned(self.0);
+            target.add(4).cast::<u16>().write_unaligned(self.1);
+        }
+    }
+}
+
+impl ChannelHeader {
+    #[inline(always)]
+    pub fn is_there(&self) -> bool {
+        u16::from_ne_bytes(self.number) != 0
+    }
+
+    /// Length in bytes of what there is.
+    #[inline(always)]
+    pub fn size(&self) -> usize {
+        if self.is_there() { size_of::<Self>() } else { 0 }
     }
 }
 
@@ -253,19 +293,13 @@ unsafe impl Header for Ipv6 {
 unsafe impl Header for Udp {
     type Word = u16;
 }
+// SAFETY: byte arrays only.
+unsafe impl Header for ChannelHeader {
+    type Word = u32;
+}
 // SAFETY: integers and byte arrays without padding.
 unsafe impl Header for Exit {
     type Word = u32;
-}
-
-impl Outgoing for Whole<Ipv4> {
-    const LEN: usize = size_of::<Self>();
-    const ETHER_TYPE: [u8; 2] = ether_type::IPV4;
-}
-
-impl Outgoing for Whole<Ipv6> {
-    const LEN: usize = size_of::<Self>();
-    const ETHER_TYPE: [u8; 2] = ether_type::IPV6;
 }
 
 impl Outgoing for End4 {
@@ -283,6 +317,7 @@ const _: () = {
     assert!(size_of::<VlanTag>() == 4);
     assert!(size_of::<Whole<Ipv4>>() == 28);
     assert!(size_of::<Whole<Ipv6>>() == 48);
+    assert!(size_of::<ChannelHeader>() == 4);
     assert!(size_of::<End4>() == 28 - 8);
     assert!(size_of::<End6>() == 48);
 };

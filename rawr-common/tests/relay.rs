@@ -40,7 +40,7 @@ proptest! {
         cut in 0_usize..40,
     ) {
         let mut frame = packet.frame();
-        let headers = packet.udp_offset() + 8;
+        let headers = packet.payload_offset();
         for (index, byte) in damage {
             frame[index.index(headers)] = byte;
         }
@@ -74,13 +74,18 @@ proptest! {
         let mut packet = packet;
         packet.checksum = true;
         packet.payload.push(0);
+        if !packet.fill.is_empty() {
+            packet.fill = vec![packet.ttl; packet.padding_of_channel()];
+        }
+        // Of the payload: what pads ChannelData does not arrive.
+        let behind = packet.fill.len() + packet.padding;
         let mut frame = packet.frame();
-        let last = frame.len() - packet.padding - 1;
+        let last = frame.len() - behind - 1;
         frame[last] ^= damage;
         let (verdict, after) = host().run(&frame);
         prop_assert_eq!(verdict, route.verdict());
         let mut expected = route.expected(&packet).frame();
-        let last = expected.len() - packet.padding - 1;
+        let last = expected.len() - behind - 1;
         expected[last] ^= damage;
         prop_assert_eq!(after, expected);
     }
@@ -117,6 +122,9 @@ fn traffic() -> impl Strategy<Value = (Route, Packet)> {
             packet.fragment = if dont_fragment { 0x4000 } else { 0 };
             (packet.tags, packet.class, packet.ttl, packet.id) = (tags, class, ttl, id);
             (packet.flow_label, packet.payload, packet.padding) = (flow_label, payload, padding);
+            if packet.channel.is_some() && id % 2 == 1 {
+                packet.fill = vec![ttl; packet.padding_of_channel()];
+            }
             (route, packet)
         },
     )

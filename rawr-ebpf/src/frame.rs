@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use rawr_common::relay::Frame;
 
@@ -42,5 +42,11 @@ unsafe impl Frame for Packet {
     fn move_head(&mut self, delta: i32) -> bool {
         // SAFETY: the context is the one that the kernel passed.
         unsafe { bpf_xdp_adjust_head(self.0.ctx, delta) == 0 }
+    }
+
+    #[inline(always)]
+    fn move_tail(&mut self, delta: i32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_xdp_adjust_tail(self.0.ctx, delta) == 0 }
     }
 }

@@ -7,16 +7,22 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
+use rawr_common::channel;
 use rawr_common::flow::{self, Exit, Flow4, Flow6, Rate};
+use rawr_common::rate;
 use rawr_common::reason::Reason;
 use rawr_common::relay::Tables;
-use rawr_common::shared::Shared;
+use rawr_common::shared::{Entry, Shared};
 use rawr_common::wire::Header;
 
 #[map]
 static FLOWS4: Array<Flow4> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static FLOWS6: Array<Flow6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static CHANNELS4: Array<Flow4> = Array::with_max_entries(channel::GROUP, BPF_F_MMAPABLE);
+#[map]
+static CHANNELS6: Array<Flow6> = Array::with_max_entries(channel::GROUP, BPF_F_MMAPABLE);
 #[map]
 static EXITS: Array<Exit> = Array::with_max_entries(flow::EXITS, 0);
 #[map]
@@ -26,9 +32,24 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len
 #[map]
 static EGRESS: DevMap = DevMap::with_max_entries(flow::EXITS, 0);
 
-/// Length of the flow tables minus one, patched when the program is loaded.
+/// Length of the port tables minus one, patched when the program is loaded.
 #[unsafe(no_mangle)]
 static TABLE_MASK: u32 = 0;
+
+/// Length of the channel tables minus one, patched as well.
+#[unsafe(no_mangle)]
+static CHANNEL_MASK: u32 = channel::GROUP - 1;
+
+/// Whether the program answers STUN Binding requests, patched as well.
+#[unsafe(no_mangle)]
+static ANSWERS: u32 = 0;
+
+/// What keys of the channel tables are hashed with, patched as well.
+#[unsafe(no_mangle)]
+static HASH_SEED: u64 = 0;
+
+/// Read as if it could change, the compiler does not unroll the loop over it.
+static PROBES: u32 = channel::PROBES;
 
 /// Counts a packet that is not forwarded.
 #[inline(always)]
@@ -50,17 +71,47 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn channel_mask(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const CHANNEL_MASK).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (&raw const HASH_SEED).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn answers(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (&raw const ANSWERS).read_volatile() != 0 }
+    }
+
+    #[inline(always)]
+    fn probes(&self) -> u32 {
+        // SAFETY: a static.
+        unsafe { (&raw const PROBES).read_volatile() }
+    }
+
+    #[inline(always)]
     fn flow4(&self, index: u32) -> Option<Shared<Flow4>> {
-        let entry = NonNull::new(FLOWS4.get_ptr_mut(index)?)?;
-        // SAFETY: the kernel returned it, and array entries live as long as the map.
-        unsafe { Shared::open(entry) }
+        open(&FLOWS4, index)
     }
 
     #[inline(always)]
     fn flow6(&self, index: u32) -> Option<Shared<Flow6>> {
-        let entry = NonNull::new(FLOWS6.get_ptr_mut(index)?)?;
-        // SAFETY: as above.
-        unsafe { Shared::open(entry) }
+        open(&FLOWS6, index)
+    }
+
+    #[inline(always)]
+    fn channel4(&self, index: u32) -> Option<Shared<Flow4>> {
+        open(&CHANNELS4, index)
+    }
+
+    #[inline(always)]
+    fn channel6(&self, index: u32) -> Option<Shared<Flow6>> {
+        open(&CHANNELS6, index)
     }
 
     #[inline(always)]
@@ -78,16 +129,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn admit(&self, rate: u32, bytes: u16) -> bool {
-        let Some(rate) = RATES.get_ptr_mut(rate) else { return true };
-        // A flow's packets come in on one CPU, so that a plain load and store suffice; while a flow
-        // moves to another CPU, a packet may go uncounted.
-        // SAFETY: the kernel returned it; aligned as all map values are.
-        unsafe {
-            let now = bpf_ktime_get_coarse_ns();
-            let Some(full_at) = rate.read_volatile().admit(now, bytes) else { return false };
-            (&raw mut (*rate).full_at).write_volatile(full_at);
-        }
-        true
+    fn admit(&self, index: u32, bytes: u16) -> bool {
+        admit(index, bytes)
     }
+}
+
+/// A function of its own: few flows have a limit, and inline it would stand there for each way out.
+#[inline(never)]
+fn admit(index: u32, bytes: u16) -> bool {
+    let at = |index| NonNull::new(RATES.get_ptr_mut(index)?);
+    // SAFETY: the kernel returned the limits; aligned as all map values are. Userspace writes one only
+    // when it sets it up anew.
+    unsafe { rate::admit(at, index, bpf_ktime_get_coarse_ns(), bytes) }
+}
+
+#[inline(always)]
+fn open<E: Entry>(table: &Array<E>, index: u32) -> Option<Shared<E>> {
+    let entry = NonNull::new(table.get_ptr_mut(index)?)?;
+    // SAFETY: the kernel returned it, and array entries live as long as the map.
+    unsafe { Shared::open(entry) }
 }

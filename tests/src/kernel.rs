@@ -1,21 +1,21 @@
 //! The XDP program in this machine's kernel, run on single packets (`BPF_PROG_TEST_RUN`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::io;
-use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, DevMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use rawr_common::flow::{Counters, Exit, Flow4, Flow6, Rate, names};
+use rawr_common::flow::{Exit, Flow4, Flow6, Place, Rate, names};
 use rawr_common::reason::Reason;
 use rawr_common::shared::{Entry, publish};
 use rawr_userspace::dataplane::object::object;
 use rawr_userspace::dataplane::table::Table;
 
-use crate::world::Family;
+use crate::world::SEED;
 
 /// The interface that packets of a test run seem to come in by: `lo`, of whatever namespace.
 pub const INGRESS: u32 = 1;
@@ -41,6 +41,14 @@ struct ExitValue(Exit);
 // SAFETY: integers and byte arrays without padding.
 unsafe impl aya::Pod for ExitValue {}
 
+/// A rate limit in its map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct RateValue(Rate);
+
+// SAFETY: integers without padding.
+unsafe impl aya::Pod for RateValue {}
+
 /// What the program made of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -52,15 +60,26 @@ pub struct Outcome {
 }
 
 impl Kernel {
-    /// Loads the program with flow tables of `entries`, a power of two, and as many rate limits.
-    pub fn load(entries: u32) -> Result<Self> {
+    /// Loads the program with port tables of `entries`, as many rate limits, and channel tables of
+    /// `channels`, which are hashed with [`SEED`]. Both are powers of two. It answers Binding requests.
+    pub fn load(entries: u32, channels: u32) -> Result<Self> {
+        Self::load_with(entries, channels, true)
+    }
+
+    /// The same, and `answers` says whether the program answers Binding requests.
+    pub fn load_with(entries: u32, channels: u32, answers: bool) -> Result<Self> {
         ensure!(!object().is_empty(), "built with RAWR_SKIP_EBPF=1: there is no program to load");
-        let mask = entries - 1;
+        let (mask, channel_mask) = (entries - 1, channels - 1);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::FLOWS4, entries)
             .map_max_entries(names::FLOWS6, entries)
+            .map_max_entries(names::CHANNELS4, channels)
+            .map_max_entries(names::CHANNELS6, channels)
             .map_max_entries(names::RATES, entries)
             .override_global(names::TABLE_MASK, &mask, true)
+            .override_global(names::CHANNEL_MASK, &channel_mask, true)
+            .override_global(names::ANSWERS, &u32::from(answers), true)
+            .override_global(names::HASH_SEED, &SEED, true)
             .load(object())
             .context("cannot load the maps")?;
         program(&mut ebpf)?.load().context("the kernel refuses the program")?;
@@ -103,25 +122,29 @@ impl Kernel {
     }
 
     /// Sets an entry, whose counters start at zero.
-    pub fn set_flow4(&mut self, index: u32, flow: &Flow4) -> Result<()> {
-        self.array::<[u8; size_of::<Flow4>()]>(names::FLOWS4)?.set(index, bytes(flow), 0)?;
+    pub fn set_flow4(&mut self, place: Place, flow: &Flow4) -> Result<()> {
+        let (name, index) = match place {
+            Place::Port(index) => (names::FLOWS4, index),
+            Place::Channel(index) => (names::CHANNELS4, index),
+        };
+        self.array::<[u8; size_of::<Flow4>()]>(name)?.set(index, bytes(flow), 0)?;
         Ok(())
     }
 
     /// Sets an entry, whose counters start at zero.
-    pub fn set_flow6(&mut self, index: u32, flow: &Flow6) -> Result<()> {
-        self.array::<[u8; size_of::<Flow6>()]>(names::FLOWS6)?.set(index, bytes(flow), 0)?;
+    pub fn set_flow6(&mut self, place: Place, flow: &Flow6) -> Result<()> {
+        let (name, index) = match place {
+            Place::Port(index) => (names::FLOWS6, index),
+            Place::Channel(index) => (names::CHANNELS6, index),
+        };
+        self.array::<[u8; size_of::<Flow6>()]>(name)?.set(index, bytes(flow), 0)?;
         Ok(())
     }
 
-    /// The IPv4 flows, in memory that the program reads.
-    pub fn flows4(&self, entries: u32) -> Result<Table<Flow4>> {
-        self.table(names::FLOWS4, entries)
-    }
-
-    /// The IPv6 flows, in memory that the program reads.
-    pub fn flows6(&self, entries: u32) -> Result<Table<Flow6>> {
-        self.table(names::FLOWS6, entries)
+    /// The `entries` flows of a table, in memory that the program reads.
+    pub fn table<E: Entry>(&self, name: &str, entries: u32) -> Result<Table<E>> {
+        let Some(Map::Array(array)) = self.ebpf.map(name) else { bail!("no array {name}") };
+        Table::map(array.fd().as_fd(), entries).with_context(|| format!("cannot map {name}"))
     }
 
     /// Sets the exit in a slot, without its interface.
@@ -131,8 +154,7 @@ impl Kernel {
     }
 
     pub fn set_rate(&mut self, index: u32, rate: Rate) -> Result<()> {
-        let halves = (u64::from(rate.burst_us) << 32) | u64::from(rate.ns_per_kib);
-        self.array::<[u64; 2]>(names::RATES)?.set(index, [rate.full_at, halves], 0)?;
+        self.array::<RateValue>(names::RATES)?.set(index, RateValue(rate), 0)?;
         Ok(())
     }
 
@@ -141,27 +163,6 @@ impl Kernel {
         let map = self.ebpf.map_mut(names::EGRESS).context("no device map")?;
         DevMap::try_from(map)?.set(slot, ifindex, None, 0)?;
         Ok(())
-    }
-
-    /// The counters of one flow.
-    pub fn counters(&self, (family, index): (Family, u32)) -> Result<Counters> {
-        fn at<const SIZE: usize>(entry: [u8; SIZE], offset: usize) -> Counters {
-            let word = |at| {
-                let (words, _) = entry[offset..].as_chunks();
-                u64::from_ne_bytes(words[at])
-            };
-            Counters { packets: word(0), bytes: word(1) }
-        }
-        Ok(match family {
-            Family::V4 => at::<{ size_of::<Flow4>() }>(
-                self.view(names::FLOWS4)?.get(&index, 0)?,
-                offset_of!(Flow4, counters),
-            ),
-            Family::V6 => at::<{ size_of::<Flow6>() }>(
-                self.view(names::FLOWS6)?.get(&index, 0)?,
-                offset_of!(Flow6, counters),
-            ),
-        })
     }
 
     /// All reasons that have been counted.
@@ -193,18 +194,8 @@ impl Kernel {
         Ok(program(&mut self.ebpf)?.fd()?)
     }
 
-    fn table<E: Entry>(&self, name: &str, entries: u32) -> Result<Table<E>> {
-        let Some(Map::Array(array)) = self.ebpf.map(name) else { bail!("no array {name}") };
-        Table::map(array.fd().as_fd(), entries).with_context(|| format!("cannot map {name}"))
-    }
-
     fn array<T: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
-        Ok(Array::try_from(map)?)
-    }
-
-    fn view<T: aya::Pod>(&self, name: &str) -> Result<Array<&MapData, T>> {
-        let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
         Ok(Array::try_from(map)?)
     }
 
@@ -347,9 +338,42 @@ fn bytes<E: Entry, const SIZE: usize>(entry: &E) -> [u8; SIZE] {
     bytes.0
 }
 
-/// How far below the frame pointer instructions reach: loads and stores relative to it, and copies of
-/// it that something is added to.
+/// How much stack the functions take that are active at once, at most.
 fn stack_depth(instructions: &[u64]) -> Result<u32> {
+    let starts: BTreeSet<usize> = (0..instructions.len())
+        .filter_map(|index| callee(index, instructions[index]))
+        .chain([0, instructions.len()])
+        .collect();
+    let starts: Vec<usize> = starts.into_iter().collect();
+    let mut depths = BTreeMap::new();
+    // Callees stand behind their callers, or the kernel would have to be asked for their order.
+    for bounds in starts.windows(2).rev() {
+        let (start, end) = (bounds[0], bounds[1]);
+        let mut below = 0;
+        for (index, instruction) in (start..).zip(&instructions[start..end]) {
+            let Some(callee) = callee(index, *instruction) else { continue };
+            let depth = depths.get(&callee);
+            below = below.max(*depth.context("a function calls one that stands before it")?);
+        }
+        depths.insert(start, frame_depth(&instructions[start..end])? + below);
+    }
+    depths.get(&0).copied().context("the program has no instructions")
+}
+
+/// Where the function begins that an instruction calls, if it calls one of the program's own.
+fn callee(index: usize, instruction: u64) -> Option<usize> {
+    let is_call = instruction & 0xff == 0x85 && (instruction >> 12) & 15 == 1;
+    // Where the kernel has compiled the program, it shows the distance in the offset.
+    let distance = match (instruction >> 16) as i16 {
+        0 => (instruction >> 32) as i32 as isize,
+        offset => isize::from(offset),
+    };
+    is_call.then(|| index.wrapping_add_signed(distance) + 1)
+}
+
+/// How far below the frame pointer a function's instructions reach: loads and stores relative to it, and
+/// copies of it that something is added to.
+fn frame_depth(instructions: &[u64]) -> Result<u32> {
     const FRAME_POINTER: u64 = 10;
     let mut deepest = 0;
     for (index, instruction) in instructions.iter().enumerate() {
@@ -366,7 +390,6 @@ fn stack_depth(instructions: &[u64]) -> Result<u32> {
                 Some(next) if *next & 0xfff == 0x07 | dst << 8 => i64::from((next >> 32) as i32),
                 _ => bail!("instruction {index} copies the frame pointer somewhere"),
             },
-            5 if code == 0x85 && src == 1 => bail!("instruction {index} calls a function"),
             _ => 0,
         };
         deepest = deepest.min(reach);

@@ -28,10 +28,16 @@ pub struct Packet {
     pub fragment: u16,
     /// IPv6 only.
     pub flow_label: u32,
+    /// The number of the channel that the payload is sent over, as ChannelData.
+    pub channel: Option<u16>,
     pub payload: Vec<u8>,
+    /// What follows a ChannelData message within the datagram.
+    pub fill: Vec<u8>,
     /// Whether the UDP checksum is computed or left 0.
     pub checksum: bool,
-    /// Bytes behind the datagram, as short frames get on an Ethernet.
+    /// What a relay has taken off the datagram's end, and left in the frame.
+    pub trailer: Vec<u8>,
+    /// Bytes behind that, as short frames get on an Ethernet.
     pub padding: usize,
 }
 
@@ -50,15 +56,20 @@ impl Packet {
             id: 0,
             fragment: 0x4000,
             flow_label: 0,
+            channel: None,
             payload: b"rawr".to_vec(),
+            fill: Vec::new(),
             checksum: true,
+            trailer: Vec::new(),
             padding: 0,
         }
     }
 
-    /// What leaves when a relay forwards this datagram as `src` to `dst`; layer 2 is left alone.
-    pub fn relayed(&self, src: SocketAddr, dst: SocketAddr) -> Self {
-        let mut relayed = Self { src, dst, ttl: self.ttl - 1, ..self.clone() };
+    /// What leaves when a relay forwards the payload as `src` to `dst`, over a channel or as it is; layer 2
+    /// is left alone.
+    pub fn relayed(&self, src: SocketAddr, dst: SocketAddr, channel: Option<u16>) -> Self {
+        let mut relayed = Self { src, dst, channel, ttl: self.ttl - 1, ..self.clone() };
+        relayed.trailer.splice(..0, relayed.fill.drain(..));
         if src.is_ipv4() != self.src.is_ipv4() {
             // Don't fragment; the rest is what the other family cannot tell.
             (relayed.id, relayed.fragment, relayed.flow_label) = (0, 0x4000, 0);
@@ -79,6 +90,7 @@ impl Packet {
             _ => unreachable!("a datagram has one family"),
         }
         frame.extend(self.udp());
+        frame.extend(&self.trailer);
         frame.resize(frame.len() + self.padding, 0);
         frame
     }
@@ -93,9 +105,19 @@ impl Packet {
         self.ip_offset() + if self.src.is_ipv4() { 20 } else { 40 }
     }
 
-    /// Length from the IP header to the payload's end.
+    /// Where the payload begins, behind all headers.
+    pub fn payload_offset(&self) -> usize {
+        self.udp_offset() + 8 + if self.channel.is_some() { 4 } else { 0 }
+    }
+
+    /// Length from the IP header to the datagram's end.
     pub fn ip_len(&self) -> usize {
-        self.udp_offset() - self.ip_offset() + 8 + self.payload.len()
+        self.udp_offset() - self.ip_offset() + usize::from(self.udp_len())
+    }
+
+    /// Bytes of padding that make a ChannelData message a multiple of four.
+    pub fn padding_of_channel(&self) -> usize {
+        self.payload.len().next_multiple_of(4) - self.payload.len()
     }
 
     fn link_layer(&self) -> Vec<u8> {
@@ -124,7 +146,7 @@ impl Packet {
     fn ipv6(&self, src: [u8; 16], dst: [u8; 16]) -> Vec<u8> {
         let first = 6 << 28 | u32::from(self.class) << 20 | self.flow_label;
         let mut header = first.to_be_bytes().to_vec();
-        header.extend((self.payload.len() as u16 + 8).to_be_bytes());
+        header.extend(self.udp_len().to_be_bytes());
         header.extend([17, self.ttl]);
         header.extend(src);
         header.extend(dst);
@@ -132,12 +154,17 @@ impl Packet {
     }
 
     fn udp(&self) -> Vec<u8> {
-        let len = self.payload.len() as u16 + 8;
+        let len = self.udp_len();
         let mut datagram = self.src.port().to_be_bytes().to_vec();
         datagram.extend(self.dst.port().to_be_bytes());
         datagram.extend(len.to_be_bytes());
         datagram.extend([0, 0]);
+        if let Some(number) = self.channel {
+            datagram.extend(number.to_be_bytes());
+            datagram.extend((self.payload.len() as u16).to_be_bytes());
+        }
         datagram.extend(&self.payload);
+        datagram.extend(&self.fill);
         if self.checksum {
             let mut covered = self.pseudo_header(len);
             covered.extend(&datagram);
@@ -148,6 +175,11 @@ impl Packet {
             datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
         }
         datagram
+    }
+
+    fn udp_len(&self) -> u16 {
+        let header = self.payload_offset() - self.udp_offset();
+        (header + self.payload.len() + self.fill.len()) as u16
     }
 
     fn pseudo_header(&self, len: u16) -> Vec<u8> {

@@ -176,12 +176,18 @@ impl load::DataPlane for Plane {
             return;
         }
         match *command {
-            Command::Pair { a, b, rate } => self.flows.pair(a, b, rate),
-            Command::Drain { from, to, rate } => self.flows.drain(from, to, rate),
-            Command::ClosePort { local } | Command::Unpair { local } => {
-                self.flows.unpair(local);
+            Command::Pair { a, b, limits } => self.flows.pair(a, b, limits),
+            Command::Drain { from, to, limits } => self.flows.drain(from, to, limits),
+            Command::ClosePort { local } => self.flows.unpair_all(local),
+            Command::Unpair { key } => {
+                self.flows.unpair(key);
             }
-            Command::Transmit { .. } | Command::OpenPort { .. } | Command::ProbeNeighbours => {}
+            Command::Transmit { .. }
+            | Command::OpenPort { .. }
+            | Command::Connect { .. }
+            | Command::Splice { .. }
+            | Command::Close(_)
+            | Command::ProbeNeighbours => {}
         }
     }
 

@@ -6,7 +6,7 @@ use rawr_proto::{
     Attributes, IntegrityKey, Message, Method, Role, ServerId, SessionSecret, TransactionId,
 };
 
-use super::flows::{Family, Flow, Leg, Way};
+use super::flows::{CONTROL_PORT, Family, Flow, Leg, Way};
 
 /// One kind of packets.
 pub(super) struct Kind {
@@ -29,8 +29,11 @@ pub(super) enum Route {
 
 use Route::{EachAnother, OneWay, PassedUp, RoundTrip};
 
-const V4: Leg = Leg { family: Family::V4, way: Way::Transmit };
-const V6: Leg = Leg { family: Family::V6, way: Way::Transmit };
+const V4: Leg = Leg { family: Family::V4, way: Way::Transmit, channel: false };
+const V6: Leg = Leg { family: Family::V6, way: Way::Transmit, channel: false };
+/// The same legs of clients, over channels.
+const C4: Leg = V4.over_channel();
+const C6: Leg = V6.over_channel();
 
 pub(super) const KINDS: &[Kind] = &[
     Kind { name: "IPv4 pair", route: RoundTrip([V4, V4]) },
@@ -42,6 +45,15 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "IPv4 pair, VLAN tag put on", route: OneWay([V4.by(Way::Tagged), V4]) },
     Kind { name: "IPv4 pair, VLAN tag taken off", route: OneWay([V4, V4.by(Way::Tagged)]) },
     Kind { name: "IPv4 pair, rate limited", route: RoundTrip([V4.by(Way::Limited); 2]) },
+    Kind { name: "ChannelData to UDP and back, per packet", route: RoundTrip([C4, V4]) },
+    Kind { name: "ChannelData to UDP", route: OneWay([C4, V4]) },
+    Kind { name: "UDP to ChannelData", route: OneWay([V4, C4]) },
+    Kind { name: "ChannelData to ChannelData", route: RoundTrip([C4, C4]) },
+    Kind { name: "IPv6 ChannelData to UDP and back, per packet", route: RoundTrip([C6, V6]) },
+    Kind { name: "IPv6 ChannelData to ChannelData", route: RoundTrip([C6, C6]) },
+    Kind { name: "IPv4 ChannelData to IPv6 UDP and back, per packet", route: RoundTrip([C4, V6]) },
+    Kind { name: "IPv6 ChannelData to IPv4 UDP and back, per packet", route: RoundTrip([C6, V4]) },
+    Kind { name: "ChannelData, IPv4 to IPv6 and back, per packet", route: RoundTrip([C4, C6]) },
     Kind { name: "UDP without a flow, passed up", route: PassedUp(no_flow) },
     Kind { name: "TCP, passed up", route: PassedUp(tcp) },
     Kind { name: "STUN Binding request, passed up", route: PassedUp(binding) },
@@ -49,10 +61,10 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "IPv4 pair", route: EachAnother([V4, V4]) },
     Kind { name: "IPv6 pair", route: EachAnother([V6, V6]) },
     Kind { name: "IPv4 to IPv6 and back, per packet", route: EachAnother([V4, V6]) },
+    Kind { name: "ChannelData to UDP and back, per packet", route: EachAnother([C4, V4]) },
+    Kind { name: "ChannelData to ChannelData", route: EachAnother([C4, C4]) },
+    Kind { name: "IPv6 ChannelData to UDP and back, per packet", route: EachAnother([C6, V6]) },
 ];
-
-/// The port that STUN and RAWR are spoken on.
-const CONTROL_PORT: u16 = 3478;
 
 /// To a port that has been handed out, but from nobody whom it was for.
 fn no_flow() -> Vec<u8> {

@@ -182,13 +182,13 @@ impl Bench {
                 cost(program.as_fd(), frames, expected, self.ifindex).map(Cost::of)
             }
             Route::RoundTrip(legs) => {
-                tables.connect_two(*legs);
+                tables.connect_two(*legs)?;
                 let frame = frame(0, *legs);
                 let frames = std::iter::repeat_n(frame.clone(), CALLS);
                 cost(program.as_fd(), frames, comes_back(*legs), self.ifindex).map(Cost::of)
             }
             Route::EachAnother(legs) => {
-                tables.connect_all(*legs);
+                tables.connect_all(*legs)?;
                 // Each call goes on where the last one ended.
                 let starts = tables.order.iter().step_by(REPEAT as usize);
                 let calls = starts.len().max(CALLS);
@@ -196,7 +196,7 @@ impl Bench {
                 cost(program.as_fd(), frames, comes_back(*legs), self.ifindex).map(Cost::of)
             }
             Route::OneWay(legs) => {
-                tables.connect_two(*legs);
+                tables.connect_two(*legs)?;
                 let [leg, other] = *legs;
                 let leaves = frame(1, [other, leg]).len();
                 let expected = Expected { action: leg.way.action(), length: leaves };

@@ -74,11 +74,11 @@ fn rawr(
 }
 
 fn pair(bpf: &mut Bpf, session: u32, near: &NextHop, far: &NextHop) -> Result<()> {
-    let leg = |local, remote| Leg { local: SocketAddr::V4(local), remote: SocketAddr::V4(remote) };
+    let leg = |local, remote| Leg::whole(SocketAddr::V4(local), SocketAddr::V4(remote));
     let from = leg(near_leg(session), near_peer(session));
     let to = leg(far_leg(session), far_peer(session));
-    bpf.install(&Flow { from: to, to: from, rate: None }, near)?;
-    bpf.install(&Flow { from, to, rate: None }, far)?;
+    bpf.install(&Flow { from: to, to: from, limits: [None; 2] }, near)?;
+    bpf.install(&Flow { from, to, limits: [None; 2] }, far)?;
     Ok(())
 }
 

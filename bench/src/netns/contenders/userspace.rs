@@ -33,7 +33,7 @@ fn start(flows: u32) -> Result<SlowPath> {
     pin_to(PROCESS_CPU)?;
     // What no flow is for is of no interest.
     let (path, _) = SlowPath::start(Options::default())?;
-    let leg = |local, remote| Leg { local: SocketAddr::V4(local), remote: SocketAddr::V4(remote) };
+    let leg = |local, remote| Leg::whole(SocketAddr::V4(local), SocketAddr::V4(remote));
     for flow in 0..flows {
         let from = leg(near_leg(flow), near_peer(flow));
         let to = leg(far_leg(flow), far_peer(flow));

@@ -3,37 +3,44 @@
 //! Every case runs through the same function in this process as well, and has to come out the same.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use rawr_common::entry::Account;
-use rawr_common::flow::{Counters, Flow4, Flow6, Rate, VACANT};
+use rawr_common::flow::{Counters, Flow4, Flow6, Place, Rate, VACANT};
 use rawr_common::reason::Reason;
 use rawr_common::relay::Verdict;
 use rawr_tests::kernel::{Kernel, action};
 use rawr_tests::packet::{Packet, SERVICE_VLAN, VLAN};
 use rawr_tests::privilege::need_root;
 use rawr_tests::world::{
-    EGRESS, ENTRIES, Entry, Family, Host, INGRESS, MTU, Route, entries, plain, routes,
+    CHANNELS, EGRESS, ENTRIES, Entry, INGRESS, MTU, Route, channel, entries, plain, routes,
 };
 
-/// Largest program, in bytes of the kernel's instructions.
-const LARGEST_PROGRAM: u32 = 16 * 1024;
-/// Deepest stack, in bytes.
-const DEEPEST_STACK: u32 = 256;
+use harness::Relay;
+
+mod binding;
+mod channels;
+mod harness;
+mod random;
+
+/// The largest program that forwards and no more, in bytes of the kernel's instructions, and its deepest
+/// stack in bytes.
+const FORWARDING: (u32, u32) = (18 * 1024, 256);
+/// The same with the function that answers Binding requests, which no forwarded packet enters.
+const ANSWERING: (u32, u32) = (26 * 1024, 496);
 
 #[test]
 fn program_loads_and_stays_small() {
     if !need_root("program_loads_and_stays_small") {
         return;
     }
-    let mut kernel = Kernel::load(ENTRIES).unwrap();
-    let (size, stack) = (kernel.translated_size().unwrap(), kernel.stack_depth().unwrap());
-    println!("{size} bytes translated, {stack} bytes of stack");
-    assert!(size <= LARGEST_PROGRAM, "{size} bytes translated");
-    assert!(stack <= DEEPEST_STACK, "{stack} bytes of stack");
+    for (answers, (largest, deepest)) in [(false, FORWARDING), (true, ANSWERING)] {
+        let mut kernel = Kernel::load_with(ENTRIES, CHANNELS, answers).unwrap();
+        let (size, stack) = (kernel.translated_size().unwrap(), kernel.stack_depth().unwrap());
+        println!("answers: {answers}: {size} bytes translated, {stack} bytes of stack");
+        assert!(size <= largest, "{size} bytes translated");
+        assert!(stack <= deepest, "{stack} bytes of stack");
+    }
 }
 
 #[test]
@@ -43,7 +50,8 @@ fn program_has_no_map_for_logs_or_events() {
     names.sort();
     let rodata = names.iter().position(|name| name.ends_with("rodata")).unwrap();
     names.remove(rodata);
-    assert_eq!(names, ["EGRESS", "EXITS", "FLOWS4", "FLOWS6", "RATES", "REASONS"]);
+    let tables = ["CHANNELS4", "CHANNELS6", "EGRESS", "EXITS", "FLOWS4", "FLOWS6"];
+    assert_eq!(names, [tables.as_slice(), &["RATES", "REASONS"]].concat());
 }
 
 #[test]
@@ -119,14 +127,16 @@ fn the_hosts_own_dns_quic_and_ntp_are_passed_up() {
 #[test]
 fn zero_udp_checksum_stays_zero_over_ipv4() {
     let Some(mut relay) = Relay::new("zero_udp_checksum_stays_zero_over_ipv4") else { return };
-    let route = plain(true, true);
-    relay.forwards(&route, &Packet { checksum: false, ..route.packet() });
+    for route in all_over(true, true) {
+        relay.forwards(&route, &Packet { checksum: false, ..route.packet() });
+    }
 }
 
 #[test]
 fn zero_udp_checksum_never_leaves_over_ipv6() {
     let Some(mut relay) = Relay::new("zero_udp_checksum_never_leaves_over_ipv6") else { return };
-    for route in [plain(true, false), plain(false, false), plain(false, true)] {
+    let families = [(true, false), (false, false), (false, true)];
+    for route in families.into_iter().flat_map(|(from_v4, to_v4)| all_over(from_v4, to_v4)) {
         let packet = Packet { checksum: false, ..route.packet() };
         relay.passes(&packet.frame(), Reason::NoChecksum);
     }
@@ -135,24 +145,20 @@ fn zero_udp_checksum_never_leaves_over_ipv6() {
 #[test]
 fn udp_checksum_that_becomes_0_leaves_as_ffff() {
     let Some(mut relay) = Relay::new("udp_checksum_that_becomes_0_leaves_as_ffff") else { return };
-    for (from_v4, to_v4) in [(true, true), (false, false), (true, false), (false, true)] {
-        let route = plain(from_v4, to_v4);
+    let families = [(true, true), (false, false), (true, false), (false, true)];
+    for route in families.into_iter().flat_map(|(from_v4, to_v4)| all_over(from_v4, to_v4)) {
         // Of all payloads of two bytes, one makes the outgoing checksum 0, and one the incoming.
         let (mut becomes, mut was) = (0, 0);
         for payload in 0..=u16::MAX {
             let packet = Packet { payload: payload.to_be_bytes().to_vec(), ..route.packet() };
-            let checksum = |packet: &Packet| {
-                let (frame, offset) = (packet.frame(), packet.udp_offset() + 6);
-                [frame[offset], frame[offset + 1]]
-            };
-            let ends = [checksum(&packet), checksum(&route.expected(&packet))];
+            let ends = [udp_checksum(&packet), udp_checksum(&route.expected(&packet))];
             if ends.contains(&[0xff, 0xff]) {
                 becomes += u32::from(ends[1] == [0xff, 0xff]);
                 was += u32::from(ends[0] == [0xff, 0xff]);
                 relay.forwards(&route, &packet);
             }
         }
-        assert!(becomes > 0 && was > 0, "{from_v4} to {to_v4}: {becomes} and {was}");
+        assert!(becomes > 0 && was > 0, "{route:?}: {becomes} and {was}");
     }
 }
 
@@ -160,7 +166,7 @@ fn udp_checksum_that_becomes_0_leaves_as_ffff() {
 fn odd_lengths_come_out_right() {
     let Some(mut relay) = Relay::new("odd_lengths_come_out_right") else { return };
     for route in routes() {
-        for len in [0, 1, 2, 3, 17, 159, 1200, 1451] {
+        for len in [0, 1, 2, 3, 17, 159, 1200, 1447] {
             let payload = (0..len).map(|byte| byte as u8 ^ 0xa5).collect();
             relay.forwards(&route, &Packet { payload, ..route.packet() });
         }
@@ -170,33 +176,37 @@ fn odd_lengths_come_out_right() {
 #[test]
 fn fragments_are_passed_up() {
     let Some(mut relay) = Relay::new("fragments_are_passed_up") else { return };
-    let packet = plain(true, true).packet();
-    // The first (more follow), one in the middle, the last; a later one may hold anything.
-    for fragment in [0x2000, 0x2001, 0x0001, 0x1fff] {
-        relay.passes(&Packet { fragment, ..packet.clone() }.frame(), Reason::Fragment);
+    for route in all_over(true, true) {
+        // The first (more follow), one in the middle, the last; a later one may hold anything.
+        for fragment in [0x2000, 0x2001, 0x0001, 0x1fff] {
+            relay.passes(&Packet { fragment, ..route.packet() }.frame(), Reason::Fragment);
+        }
+        relay.forwards(&route, &Packet { fragment: 0, ..route.packet() });
     }
-    let route = plain(true, true);
-    relay.forwards(&route, &Packet { fragment: 0, ..packet });
-    relay.passes(&with_next_header(&plain(false, false).packet(), 44), Reason::Fragment);
+    for route in all_over(false, false) {
+        relay.passes(&with_next_header(&route.packet(), 44), Reason::Fragment);
+    }
 }
 
 #[test]
 fn ipv4_options_are_passed_up() {
     let Some(mut relay) = Relay::new("ipv4_options_are_passed_up") else { return };
-    let packet = plain(true, true).packet();
-    for words in 6..=15_u8 {
-        let mut frame = packet.frame();
-        frame[packet.ip_offset()] = 0x40 | words;
-        relay.passes(&frame, Reason::Options);
+    for packet in all_over(true, true).map(|route| route.packet()) {
+        for words in 6..=15_u8 {
+            let mut frame = packet.frame();
+            frame[packet.ip_offset()] = 0x40 | words;
+            relay.passes(&frame, Reason::Options);
+        }
     }
 }
 
 #[test]
 fn ipv6_extension_headers_are_passed_up() {
     let Some(mut relay) = Relay::new("ipv6_extension_headers_are_passed_up") else { return };
-    for header in [0, 43, 50, 51, 60, 135] {
-        let frame = with_next_header(&plain(false, false).packet(), header);
-        relay.passes(&frame, Reason::ExtensionHeader);
+    for packet in all_over(false, false).map(|route| route.packet()) {
+        for header in [0, 43, 50, 51, 60, 135] {
+            relay.passes(&with_next_header(&packet, header), Reason::ExtensionHeader);
+        }
     }
 }
 
@@ -230,7 +240,8 @@ fn ethernet_padding_is_no_payload() {
 #[test]
 fn lengths_that_disagree_are_passed_up() {
     let Some(mut relay) = Relay::new("lengths_that_disagree_are_passed_up") else { return };
-    for (route, ip_len) in [(plain(true, true), 2), (plain(false, false), 4)] {
+    let v4 = all_over(true, true).map(|route| (route, 2));
+    for (route, ip_len) in v4.into_iter().chain(all_over(false, false).map(|route| (route, 4))) {
         let packet = route.packet();
         for (offset, name) in
             [(packet.ip_offset() + ip_len, "IP"), (packet.udp_offset() + 4, "UDP")]
@@ -250,7 +261,9 @@ fn lengths_that_disagree_are_passed_up() {
 #[test]
 fn udp_length_below_8_is_passed_up() {
     let Some(mut relay) = Relay::new("udp_length_below_8_is_passed_up") else { return };
-    for (route, ip_len, header) in [(plain(true, true), 2, 20), (plain(false, false), 4, 0)] {
+    let v4 = all_over(true, true).map(|route| (route, 2, 20));
+    let v6 = all_over(false, false).map(|route| (route, 4, 0));
+    for (route, ip_len, header) in v4.into_iter().chain(v6) {
         let packet = route.packet();
         for len in 0..8_u16 {
             let mut frame = packet.frame();
@@ -265,7 +278,7 @@ fn udp_length_below_8_is_passed_up() {
 #[test]
 fn a_frame_cut_short_is_passed_up() {
     let Some(mut relay) = Relay::new("a_frame_cut_short_is_passed_up") else { return };
-    for route in [plain(true, true), plain(false, false)] {
+    for route in all_over(true, true).into_iter().chain(all_over(false, false)) {
         let packet = route.packet();
         let frame = packet.frame();
         for len in 14..frame.len() {
@@ -292,7 +305,8 @@ fn ttl_is_decremented_and_never_becomes_0() {
 fn what_exceeds_the_egress_mtu_is_passed_up() {
     let Some(mut relay) = Relay::new("what_exceeds_the_egress_mtu_is_passed_up") else { return };
     for route in routes() {
-        let headers = if route.to.0.is_ipv4() { 28 } else { 48 };
+        let channel = if route.channels.1.is_some() { 4 } else { 0 };
+        let headers = channel + if route.to.0.is_ipv4() { 28 } else { 48 };
         let fits = usize::from(MTU) - headers;
         relay.forwards(&route, &Packet { payload: vec![1; fits], ..route.packet() });
         let packet = Packet { payload: vec![1; fits + 1], ..route.packet() };
@@ -303,18 +317,21 @@ fn what_exceeds_the_egress_mtu_is_passed_up() {
 #[test]
 fn hairpin_between_two_flows_of_this_relay() {
     let Some(mut relay) = Relay::new("hairpin_between_two_flows_of_this_relay") else { return };
-    // What leaves by the first is addressed to us again, for the second.
-    let (mut first, second) = (plain(true, true), plain(false, true));
-    first.index = 200;
-    first.from.1.set_port(0xc300 + 200);
-    let mut back = plain(true, true);
-    first.to = back.from;
-    back.to = second.to;
-    relay.install(&first, 1);
-    relay.install(&back, 1);
-    relay.forwards(&first, &first.packet());
-    let between = first.expected(&first.packet());
-    relay.forwards(&back, &between);
+    for (arriving, leaving) in OVER {
+        // What leaves by the first is addressed to us again, for the second.
+        let (first, mut back) = (channel(true, true, (arriving, leaving)), plain(true, true));
+        let second = plain(false, true);
+        back.place = Place::Port(u32::from(back.from.1.port() + 200) % ENTRIES);
+        back.from.1.set_port(back.from.1.port() + 200);
+        back.to = second.to;
+        relay.install(&back, 1);
+        let mut first = Route { to: back.from, ..first };
+        // A relay port is sent plain datagrams, even by ourselves.
+        first.channels.1 = None;
+        relay.install(&first, 1);
+        relay.forwards(&first, &first.packet());
+        relay.forwards(&back, &first.expected(&first.packet()));
+    }
 }
 
 #[test]
@@ -387,7 +404,7 @@ fn counters_count_per_flow_and_only_what_is_forwarded() {
     for len in 0..100 {
         relay.forwards(&route, &Packet { payload: vec![0; len], ..route.packet() });
     }
-    let counters = relay.kernel.counters(route.place()).unwrap();
+    let counters = relay.counters(&route);
     assert_eq!(counters, Counters { packets: 100, bytes: (0..100).map(|len| len + 28).sum() });
 }
 
@@ -407,132 +424,21 @@ fn rate_limit_drops_what_exceeds_it() {
     let actions: Vec<u32> = actions.collect();
     assert_eq!(actions, [[action::TX; 10], [action::DROP; 10]].concat());
     assert_eq!(relay.kernel.reasons().unwrap(), [(Reason::RateLimited, 10)]);
-    let counters = relay.kernel.counters(route.place()).unwrap();
+    let counters = relay.counters(&route);
     assert_eq!(counters, Counters { packets: 10, bytes: 10 * 1024 });
 }
 
-#[test]
-fn kernel_and_host_agree_on_random_packets() {
-    let Some(mut relay) = Relay::new("kernel_and_host_agree_on_random_packets") else { return };
-    let seed = 0x5eed;
-    let mut rng = StdRng::seed_from_u64(seed);
-    let routes = routes();
-    let mut forwarded = 0;
-    for round in 0..200_000 {
-        let route = &routes[rng.random_range(0..routes.len())];
-        let packet = random_packet(&mut rng, route);
-        let mut frame = packet.frame();
-        if rng.random_bool(0.5) {
-            damage(&mut rng, &mut frame, packet.udp_offset() + 8);
-        }
-        let (verdict, expected) = relay.host.run(&frame);
-        let outcome = relay.kernel.run(&frame, 1).unwrap();
-        let case = || format!("round {round} of seed {seed:#x}: {packet:?} as {frame:02x?}");
-        assert_eq!(outcome.action, action_of(verdict), "{}", case());
-        assert_eq!(outcome.frame, expected, "{}", case());
-        match verdict {
-            Verdict::Pass(_) | Verdict::Drop(_) => assert_eq!(outcome.frame, frame, "{}", case()),
-            Verdict::Transmit | Verdict::Redirect { .. } => forwarded += 1,
-        }
-    }
-    println!("{forwarded} of 200000 forwarded");
-    assert!(forwarded > 80_000, "only {forwarded} were forwarded");
-    assert_eq!(relay.counts().flows, relay.host.counters().collect());
+/// Whether ChannelData arrives and leaves: all that there is.
+const OVER: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
+
+/// One route of these families for plain datagrams and for each use of channels.
+fn all_over(from_v4: bool, to_v4: bool) -> [Route; 4] {
+    OVER.map(|over| channel(from_v4, to_v4, over))
 }
 
-/// The program in the kernel and the same function in this process, with the same flows.
-struct Relay {
-    kernel: Kernel,
-    host: Host,
-}
-
-impl Relay {
-    /// With all routes, or `None` if this machine does not let us.
-    fn new(test: &str) -> Option<Self> {
-        if !need_root(test) {
-            return None;
-        }
-        let mut kernel = Kernel::load(ENTRIES).unwrap();
-        for slot in 0..EGRESS as u32 {
-            kernel.set_egress(slot, INGRESS).unwrap();
-        }
-        let mut relay = Self { kernel, host: Host::new() };
-        for route in routes() {
-            relay.install(&route, 1);
-        }
-        Some(relay)
-    }
-
-    fn install(&mut self, route: &Route, generation: u32) {
-        self.kernel.set_exit(route.slot, &route.exit).unwrap();
-        self.host.set_exit(route);
-        for entry in entries(route, Account { generation, rate: None }) {
-            self.set(entry);
-        }
-    }
-
-    fn set(&mut self, entry: Entry) {
-        match entry {
-            Entry::V4(index, ref flow) => self.kernel.set_flow4(index, flow),
-            Entry::V6(index, ref flow) => self.kernel.set_flow6(index, flow),
-        }
-        .unwrap();
-        self.host.set(entry);
-    }
-
-    /// Asserts that a packet leaves as the route says, is counted there, and nowhere else.
-    fn forwards(&mut self, route: &Route, packet: &Packet) {
-        let mut expected = self.counts();
-        let frame = packet.frame();
-        let outcome = self.kernel.run(&frame, 1).unwrap();
-        assert_eq!(outcome.action, action_of(route.verdict()), "{packet:?}");
-        assert_eq!(outcome.frame, route.expected(packet).frame(), "{packet:?}");
-        assert_eq!(self.host.run(&frame), (route.verdict(), outcome.frame), "{packet:?}");
-
-        let counters = expected.flows.get_mut(&route.place()).unwrap();
-        counters.packets += 1;
-        counters.bytes += packet.ip_len() as u64;
-        assert_eq!(self.counts(), expected, "{packet:?}");
-    }
-
-    /// Asserts that a frame goes up untouched and is counted under this reason alone.
-    fn passes(&mut self, frame: &[u8], reason: Reason) {
-        let mut expected = self.counts();
-        let outcome = self.kernel.run(frame, 1).unwrap();
-        assert_eq!((outcome.action, outcome.frame.as_slice()), (action::PASS, frame), "{reason:?}");
-        assert_eq!(self.host.run(frame), (Verdict::Pass(reason), frame.to_vec()));
-
-        *expected.reasons.entry(reason).or_default() += 1;
-        assert_eq!(self.counts(), expected, "{reason:?}");
-    }
-
-    /// Everything that the kernel has counted.
-    fn counts(&self) -> Counts {
-        Counts {
-            flows: [Family::V4, Family::V6]
-                .into_iter()
-                .flat_map(|family| (0..ENTRIES).map(move |index| (family, index)))
-                .map(|place| (place, self.kernel.counters(place).unwrap()))
-                .collect(),
-            reasons: self.kernel.reasons().unwrap().into_iter().collect(),
-        }
-    }
-}
-
-/// All counters: one pair per entry, and the reasons that have occurred.
-#[derive(Debug, PartialEq, Eq)]
-struct Counts {
-    flows: BTreeMap<(Family, u32), Counters>,
-    reasons: BTreeMap<Reason, u64>,
-}
-
-fn action_of(verdict: Verdict) -> u32 {
-    match verdict {
-        Verdict::Pass(_) => action::PASS,
-        Verdict::Drop(_) => action::DROP,
-        Verdict::Transmit => action::TX,
-        Verdict::Redirect { .. } => action::REDIRECT,
-    }
+fn udp_checksum(packet: &Packet) -> [u8; 2] {
+    let (frame, offset) = (packet.frame(), packet.udp_offset() + 6);
+    [frame[offset], frame[offset + 1]]
 }
 
 /// An IPv6 packet's frame with another next header.
@@ -540,34 +446,6 @@ fn with_next_header(packet: &Packet, header: u8) -> Vec<u8> {
     let mut frame = packet.frame();
     frame[packet.ip_offset() + 6] = header;
     frame
-}
-
-fn random_packet(rng: &mut StdRng, route: &Route) -> Packet {
-    let mut packet = route.packet();
-    let tag = |rng: &mut StdRng| ([VLAN, SERVICE_VLAN][rng.random_range(0..2)], rng.random());
-    packet.tags = (0..rng.random_range(0..=2)).map(|_| tag(rng)).collect();
-    packet.class = rng.random();
-    packet.ttl = rng.random_range(2..=255);
-    packet.id = rng.random();
-    packet.fragment = [0, 0x4000][rng.random_range(0..2)];
-    packet.flow_label = rng.random_range(0..1 << 20);
-    let longest = if rng.random_bool(0.9) { 64 } else { 1440 };
-    packet.payload = (0..rng.random_range(0..=longest)).map(|_| rng.random()).collect();
-    packet.checksum = rng.random_bool(0.9);
-    packet.padding = rng.random_range(0..20);
-    packet
-}
-
-/// Overwrites some of the headers' bytes, or cuts the frame short.
-fn damage(rng: &mut StdRng, frame: &mut Vec<u8>, headers: usize) {
-    for _ in 0..rng.random_range(1..=3) {
-        let index = rng.random_range(12..headers);
-        frame[index] = if rng.random() { rng.random() } else { frame[index] ^ 1 };
-    }
-    if rng.random_bool(0.2) {
-        let len = rng.random_range(14..=frame.len());
-        frame.truncate(len);
-    }
 }
 
 /// The layout that both sides rely on.
