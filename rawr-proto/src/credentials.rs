@@ -11,6 +11,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::base64;
 use crate::hex;
 use crate::message::TransactionId;
 use crate::session::{SessionKey, WireKey, hmac_sha256, hmac_with};
@@ -113,7 +114,14 @@ pub fn ephemeral_password(secret: &str, username: &str) -> String {
     let mut hmac = <Hmac<Sha1> as hmac::Mac>::new_from_slice(secret.as_bytes())
         .expect("HMAC takes keys of any length");
     hmac.update(username.as_bytes());
-    base64(&hmac.finalize().into_bytes())
+    base64::encode(&hmac.finalize().into_bytes())
+}
+
+/// The same by HMAC-SHA-256, which some services hand out.
+pub fn ephemeral_password_sha256(secret: &str, username: &str) -> String {
+    let mut hmac = hmac_with(secret.as_bytes());
+    hmac.update(username.as_bytes());
+    base64::encode(&hmac.finalize().into_bytes())
 }
 
 /// The name of an ephemeral user that expires at `expires_secs` (seconds since 1970).
@@ -121,13 +129,15 @@ pub fn ephemeral_username(expires_secs: u64, name: &str) -> String {
     format!("{expires_secs}:{name}")
 }
 
-/// When an ephemeral user expires, in seconds since 1970, if that lies after `now_secs`.
+/// When an ephemeral user expires, in seconds since 1970, if that lies after `now_secs`. Some services put the
+/// name first, so either order is read.
 ///
 /// # Errors
 /// Says whether it has expired or the name holds no expiry.
 pub fn expiry(username: &str, now_secs: u64) -> Result<u64, ExpiryError> {
-    let (time, _name) = username.split_once(':').unwrap_or((username, ""));
-    let expires: u64 = time.parse().map_err(|_| ExpiryError::NoExpiry)?;
+    let (first, second) = username.split_once(':').unwrap_or((username, ""));
+    let expires = first.parse().or_else(|_| second.parse());
+    let expires: u64 = expires.map_err(|_| ExpiryError::NoExpiry)?;
     if expires <= now_secs {
         return Err(ExpiryError::Expired { seconds: now_secs - expires });
     }
@@ -143,26 +153,11 @@ pub enum ExpiryError {
         /// How long ago.
         seconds: u64,
     },
-    /// The name does not start with seconds since 1970.
+    /// Neither part of the name is seconds since 1970.
     #[error(
-        "the name of an ephemeral user has the form EXPIRY:NAME, with the expiry in seconds since 1970"
+        "the name of an ephemeral user has the form EXPIRY:NAME or NAME:EXPIRY, with the expiry in seconds since 1970"
     )]
     NoExpiry,
-}
-
-/// RFC 4648 §4, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let digit = ALPHABET[(bits >> (18 - 6 * i) & 63) as usize];
-            text.push(if i <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -171,24 +166,22 @@ mod tests {
     use crate::session::SessionSecret;
 
     #[test]
-    fn base64_pads_as_rfc_4648_section_10_shows() {
-        let vectors =
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
-        for (plain, encoded) in vectors {
-            assert_eq!(base64(plain.as_bytes()), encoded);
-        }
-    }
-
-    #[test]
     fn ephemeral_users_expire() {
         let username = ephemeral_username(1_000, "cam");
         assert_eq!(username, "1000:cam");
         assert_eq!(expiry(&username, 999), Ok(1_000));
         assert_eq!(expiry(&username, 1_000), Err(ExpiryError::Expired { seconds: 0 }));
         assert_eq!(expiry("cam", 0), Err(ExpiryError::NoExpiry));
+        assert_eq!(expiry("cam:1000", 999), Ok(1_000));
+        assert_eq!(expiry("1000:2000", 999), Ok(1_000));
+        assert_eq!(expiry("cam:1000:x", 0), Err(ExpiryError::NoExpiry));
         assert_eq!(
             ephemeral_password("key", "The quick brown fox jumps over the lazy dog"),
             "3nybhbi3iqa8ino29wqQcBydtNk="
+        );
+        assert_eq!(
+            ephemeral_password_sha256("key", "The quick brown fox jumps over the lazy dog"),
+            "97yD9DBThCSxMpjmqm+xQ+9NWaFJRhdZl0edvC0aPNg="
         );
     }
 

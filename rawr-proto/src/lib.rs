@@ -18,29 +18,49 @@
 #![warn(missing_docs)]
 
 pub mod attribute;
+mod base64;
+mod channel;
 mod credentials;
 mod demux;
 mod error_code;
 mod hex;
+mod long_term;
 mod message;
 mod nonce;
 mod session;
+mod stream;
+mod stun_attributes;
+mod stun_error;
+#[cfg(feature = "oauth")]
+mod token;
 mod uri;
 
+pub use channel::{ChannelData, ChannelNumber};
 pub use credentials::{
-    Credentials, ExpiryError, IntegrityKey, LongTermKey, ephemeral_password, ephemeral_username,
-    expiry,
+    Credentials, ExpiryError, IntegrityKey, LongTermKey, ephemeral_password,
+    ephemeral_password_sha256, ephemeral_username, expiry,
 };
-pub use demux::{Datagram, classify, peek};
+pub use demux::{Datagram, classify, parse_stun, peek};
 pub use error_code::ErrorCode;
+pub use long_term::{
+    IntegrityAttribute, LongTermIntegrity, PasswordAlgorithm, PasswordKey, userhash,
+};
 pub use message::{
     Attributes, Class, DecodeError, Decoded, Head, LegState, Message, Method, TransactionId, decode,
 };
-pub use nonce::{NONCE_LIFETIME, NonceError, NonceKey};
+pub use nonce::{NONCE_LIFETIME, NonceError, NonceKey, SecurityFeatures};
 pub use session::{
     CandidateKey, Mac, MacKey, MacToken, ParseHexError, Role, ServerId, SessionId, SessionKey,
     SessionSecret, WireKey,
 };
+pub use stream::{FrameError, MAX_STUN, StreamDecoder};
+pub use stun_attributes::{
+    AccessToken, ChangeRequest, MobilityTicket, OtherAddress, Padding, ResponseOrigin,
+    ResponsePort, ThirdPartyAuthorization,
+};
+pub use stun_error::StunError;
+#[cfg(feature = "oauth")]
+pub use token::{Token, TokenError, TokenKey};
 pub use uri::{Host, ParseUriError, RawrUri, Transport};
 
 /// Port of `rawr:` (STUN, TURN and RAWR share it; RFC 8489 §18.6).
