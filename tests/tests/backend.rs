@@ -22,10 +22,11 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{setsockopt, sockopt::RcvBufForce},
 };
+use rawr_proto::ChannelNumber;
 use rawr_userspace::dataplane::{
-    Flow, Leg, NextHop, NextHops, VlanTags,
-    backend::{Backend, BackendError},
-    bpf::{AttachError, BPFFS, Bpf, Config, LoadError, Mode, PinError, Pins, WantedMode},
+    Flow, Group, Leg, Limit, NextHop, NextHops, RateLimits, VlanTags,
+    backend::{Backend, BackendError, Installed},
+    bpf::{AttachError, BPFFS, Bpf, Config, Listener, LoadError, Mode, PinError, Pins, WantedMode},
     flow_table::{Event, FlowTable},
     object::object,
     reconcile::{Reconciler, Settings},
@@ -52,7 +53,8 @@ impl Lab {
 
     fn config(&self) -> Config {
         let instance = self.instance.clone();
-        Config { instance, table_len: 1 << 10, flows: 64, ..Config::default() }
+        let (table_len, channel_len) = (1 << 10, 1 << 8);
+        Config { instance, table_len, channel_len, flows: 64, answers: true, ..Config::default() }
     }
 
     fn open(&self) -> Bpf {
@@ -99,30 +101,40 @@ fn has_program(interface: &str) -> bool {
 const RELAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A session between a peer behind interface a1 and one behind b1.
+#[derive(Clone, Copy)]
 struct Session {
     a: Leg,
     b: Leg,
+    limits: RateLimits,
 }
 
 impl Session {
     fn new() -> Self {
-        let leg = |port, remote: [u8; 4]| Leg {
-            local: SocketAddrV4::new(RELAY, port).into(),
-            remote: (remote, 4000).into(),
+        let leg = |port, remote: [u8; 4]| {
+            Leg::whole(SocketAddrV4::new(RELAY, port).into(), (remote, 4000).into())
         };
-        Self { a: leg(50_000, [198, 51, 100, 7]), b: leg(50_001, [203, 0, 113, 9]) }
+        let (a, b) = (leg(50_000, [198, 51, 100, 7]), leg(50_001, [203, 0, 113, 9]));
+        Self { a, b, limits: Limit::own(Some(1 << 30)) }
+    }
+
+    /// A client in a channel, and a peer at the client's relayed transport address.
+    fn channel() -> Self {
+        let Self { a, b, .. } = Self::new();
+        let allocation = Limit { group: Group::Shared(7), bytes_per_second: 1 << 30 };
+        let user = Limit { group: Group::Shared(u64::MAX), bytes_per_second: 1 << 31 };
+        Self { a: in_channel(a, 0x4001), b: shared(b), limits: [Some(allocation), Some(user)] }
     }
 
     /// Peer B speaks IPv6.
     fn translated() -> Self {
         let (local, remote) = ("[2001:db8::1]:50001", "[2001:db8:b::9]:4000");
-        let b = Leg { local: local.parse().unwrap(), remote: remote.parse().unwrap() };
+        let b = Leg::whole(local.parse().unwrap(), remote.parse().unwrap());
         Self { b, ..Self::new() }
     }
 
     fn install(&self, bpf: &mut Bpf) -> Vec<Event> {
         let mut table = FlowTable::default();
-        table.pair(self.a, self.b, Some(1 << 30));
+        table.pair(self.a, self.b, self.limits);
         let mut reconciler = Reconciler::new(Settings::default());
         reconciler.step(now(), &mut table, bpf, self);
         table.take_events()
@@ -130,10 +142,21 @@ impl Session {
 
     fn is_installed(&self, bpf: &Bpf) -> bool {
         [(self.a, self.b), (self.b, self.a)].iter().all(|&(from, to)| {
-            let flow = Flow { from, to, rate: Some(1 << 30) };
+            let flow = Flow { from, to, limits: self.limits };
             bpf.holds(&flow, &self.next_hop(to.remote.ip(), to.local.ip()).unwrap())
         })
     }
+}
+
+/// The leg at the STUN port whose datagrams are ChannelData.
+fn in_channel(leg: Leg, number: u16) -> Leg {
+    let local = SocketAddr::new(leg.local.ip(), 3478);
+    Leg::shared(local, leg.remote, Some(ChannelNumber::new(number).unwrap()))
+}
+
+/// The leg with others at its port.
+fn shared(leg: Leg) -> Leg {
+    Leg::shared(leg.local, leg.remote, None)
 }
 
 impl NextHops for Session {
@@ -197,10 +220,18 @@ impl Port {
 
 /// A datagram that arrives on `leg`, with a number in it.
 fn frame(leg: Leg, number: u32) -> Vec<u8> {
+    let data = [number.to_be_bytes(); 25].concat();
+    let payload = match leg.channel() {
+        Some(channel) => [&channel.number().to_be_bytes(), &[0, 100], &*data].concat(),
+        None => data,
+    };
+    datagram(leg, &payload, [0xff; 6])
+}
+
+fn datagram(leg: Leg, payload: &[u8], dst_mac: [u8; 6]) -> Vec<u8> {
     let (SocketAddr::V4(src), SocketAddr::V4(dst)) = (leg.remote, leg.local) else {
         unreachable!("IPv4 legs");
     };
-    let payload = [number.to_be_bytes(); 25].concat();
     let mut ip = vec![0x45, 0];
     ip.extend((28 + payload.len() as u16).to_be_bytes());
     ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
@@ -212,9 +243,13 @@ fn frame(leg: Leg, number: u32) -> Vec<u8> {
     udp.extend((8 + payload.len() as u16).to_be_bytes());
     udp.extend([0, 0]);
     udp.extend(payload);
-    let sum = !pseudo_sum(&ip, &udp);
+    // A checksum of zero would say that there is none (RFC 768).
+    let sum = match !pseudo_sum(&ip, &udp) {
+        0 => 0xffff,
+        sum => sum,
+    };
     udp[6..8].copy_from_slice(&sum.to_be_bytes());
-    [vec![0xff; 6], vec![2, 0, 0, 0, 0, 9], vec![8, 0], ip, udp].concat()
+    [&dst_mac[..], &[2, 0, 0, 0, 0, 9, 8, 0], &ip, &udp].concat()
 }
 
 /// The number in a frame that leaves on `leg`; its checksums are right, or the test fails.
@@ -234,7 +269,15 @@ fn parse(frame: &[u8], leg: Leg) -> Option<u32> {
     }
     assert!(v6 || sum(ip) == 0xffff, "IPv4 header checksum");
     assert_eq!(pseudo_sum(ip, udp), 0xffff, "UDP checksum");
-    Some(u32::from_be_bytes(udp[8..12].try_into().unwrap()))
+    let data = match leg.channel() {
+        Some(channel) => {
+            assert_eq!(udp.get(8..12)?, [channel.number().to_be_bytes(), [0, 100]].concat());
+            &udp[12..]
+        }
+        None => &udp[8..],
+    };
+    assert_eq!(data.len(), 100);
+    Some(u32::from_be_bytes(data[..4].try_into().unwrap()))
 }
 
 /// The two addresses of an IP header.
@@ -257,7 +300,7 @@ fn sum(bytes: &[u8]) -> u16 {
     sum as u16
 }
 
-/// Datagrams from peer A, one every 50 µs or so, until stopped.
+/// Datagrams from one peer to the other, one every 50 µs or so, until stopped.
 struct Stream {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
@@ -267,8 +310,18 @@ struct Stream {
 }
 
 impl Stream {
+    /// From A to B.
     fn start(session: &Session) -> Self {
-        let (from, receiver, sender) = (session.a, Port::new("b0"), Port::new("a0"));
+        Self::between((session.a, "a0"), (session.b, "b0"))
+    }
+
+    /// From B to A.
+    fn back(session: &Session) -> Self {
+        Self::between((session.b, "b0"), (session.a, "a0"))
+    }
+
+    fn between((from, sender): (Leg, &str), (to, receiver): (Leg, &str)) -> Self {
+        let (receiver, sender) = (Port::new(receiver), Port::new(sender));
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (stopped, number) = (Arc::clone(&stop), Arc::clone(&sent));
         let sender = thread::spawn(move || {
@@ -278,7 +331,7 @@ impl Stream {
                 thread::sleep(Duration::from_micros(50));
             }
         });
-        Self { stop, sent, sender, receiver, to: session.b }
+        Self { stop, sent, sender, receiver, to }
     }
 
     /// Lets a hundred datagrams through.
@@ -297,8 +350,10 @@ impl Stream {
         self.sender.join().unwrap();
         let sent = self.sent.load(Ordering::Relaxed);
         let arrived = self.receiver.arrived(self.to);
-        let missing: Vec<_> = (0..sent).filter(|n| arrived.binary_search(n).is_err()).collect();
-        assert_eq!(arrived, (0..sent).collect::<Vec<_>>(), "missing: {missing:?}");
+        let missing: Vec<_> = (0..sent).filter(|n| !arrived.contains(n)).take(20).collect();
+        let in_order = arrived.is_sorted_by(|one, next| one < next);
+        assert!(in_order, "of {sent}: {} arrived, not in order or twice", arrived.len());
+        assert!(missing.is_empty(), "of {sent}, {} arrived; missing: {missing:?}…", arrived.len());
         sent
     }
 }
@@ -324,13 +379,13 @@ fn forwards_natively_on_veth_and_counts() {
     assert!(!bpf.index_free(session.a.local));
 
     let sent = Stream::start(&session).finish();
-    let counters = bpf.counters(session.a.local).unwrap().unwrap();
+    let counters = bpf.counters(session.a.key()).unwrap().unwrap();
     assert_eq!((counters.packets, counters.bytes), (u64::from(sent), u64::from(sent) * 128));
-    assert_eq!(bpf.remove(session.a.local).unwrap(), Some(counters));
-    assert_eq!(bpf.counters(session.a.local).unwrap(), None);
-    bpf.remove(session.b.local).unwrap();
+    assert_eq!(bpf.remove(session.a.key()).unwrap(), Some(counters));
+    assert_eq!(bpf.counters(session.a.key()).unwrap(), None);
+    bpf.remove(session.b.key()).unwrap();
     session.install(&mut bpf);
-    assert!(bpf.counters(session.a.local).unwrap().unwrap().is_zero(), "a new flow starts at zero");
+    assert!(bpf.counters(session.a.key()).unwrap().unwrap().is_zero(), "a new flow starts at zero");
 
     let port = Port::new("a0");
     let stranger = Leg { remote: "198.51.100.99:1".parse().unwrap(), ..session.a };
@@ -338,6 +393,103 @@ fn forwards_natively_on_veth_and_counts() {
     port.0.send(&frame(stranger, 0)).unwrap();
     thread::sleep(Duration::from_millis(100));
     assert!(bpf.reasons().unwrap().iter().sum::<u64>() > before, "a packet passed up is counted");
+}
+
+#[test]
+fn forwards_channels_both_ways_and_counts() {
+    let Some(lab) = Lab::new("channels") else { return };
+    veth("a");
+    veth("b");
+    let mut bpf = lab.open();
+    for interface in ["a1", "b1"] {
+        bpf.attach(interface, WantedMode::Auto).unwrap();
+    }
+    let one = Session::channel();
+    let hairpin = Session { b: in_channel(one.b, 0x4abc), ..one };
+    let translated = Session { b: shared(Session::translated().b), ..one };
+    for session in [one, hairpin, translated] {
+        let events = session.install(&mut bpf);
+        assert_eq!(events.len(), 2, "{events:?}");
+        assert!(session.is_installed(&bpf), "{events:?}");
+        let packets = u64::from(Stream::start(&session).finish());
+        let header = |leg: Leg| u64::from(leg.channel().is_some()) * 4;
+        let counters = bpf.counters(session.a.key()).unwrap().unwrap();
+        let bytes = packets * (128 + header(session.a));
+        assert_eq!((counters.packets, counters.bytes), (packets, bytes));
+        if session.b.local.is_ipv4() {
+            let packets = u64::from(Stream::back(&session).finish());
+            let counters = bpf.counters(session.b.key()).unwrap().unwrap();
+            let bytes = packets * (128 + header(session.b));
+            assert_eq!((counters.packets, counters.bytes), (packets, bytes));
+        }
+        bpf.remove(session.a.key()).unwrap();
+        bpf.remove(session.b.key()).unwrap();
+        assert!(bpf.list().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn several_channels_of_one_port_are_forwarded_each_by_itself() {
+    let Some(lab) = Lab::new("ports") else { return };
+    veth("a");
+    veth("b");
+    let mut bpf = lab.open();
+    for interface in ["a1", "b1"] {
+        bpf.attach(interface, WantedMode::Auto).unwrap();
+    }
+    let sessions: Vec<_> = (0..4)
+        .map(|number| {
+            let Session { a, b, limits } = Session::new();
+            let remote = (Ipv4Addr::new(203, 0, 113, 9), 4000 + number);
+            let b = Leg { remote: remote.into(), ..shared(b) };
+            Session { a: in_channel(a, 0x4000 + number), b, limits }
+        })
+        .collect();
+    for session in &sessions {
+        session.install(&mut bpf);
+        assert!(session.is_installed(&bpf));
+    }
+    let used = bpf.usage();
+    assert_eq!((used.ports4.used, used.channels4.used), (1, 7), "one peer is in the port table");
+    for session in &sessions {
+        Stream::start(session).finish();
+        Stream::back(session).finish();
+    }
+    // The peer in the port table goes; the others of that port stay.
+    bpf.remove(sessions[0].b.key()).unwrap();
+    Stream::back(&sessions[3]).finish();
+}
+
+#[test]
+fn a_full_channel_table_is_told_and_has_room_again_later() {
+    let Some(lab) = Lab::new("full") else { return };
+    veth("a");
+    veth("b");
+    let config = Config { channel_len: 8, ..lab.config() };
+    let mut bpf = Bpf::open(&config, object()).unwrap();
+    for interface in ["a1", "b1"] {
+        bpf.attach(interface, WantedMode::Auto).unwrap();
+    }
+    let session = |number: u16| {
+        let Session { a, b, limits } = Session::new();
+        let local = SocketAddr::new(b.local.ip(), 50_001 + number);
+        let b = shared(Leg { local, ..b });
+        Session { a: in_channel(a, 0x4000 + number), b, limits }
+    };
+    for number in 0..8 {
+        assert!(matches!(session(number).install(&mut bpf)[0], Event::Installed { .. }));
+    }
+    let late = session(8);
+    for event in late.install(&mut bpf) {
+        let Event::Failed { why, .. } = event else { panic!("{event:?}") };
+        assert!(matches!(*why, BackendError::NoPlace { .. }), "{why}");
+    }
+    let is_late = |held: &Installed| [late.a, late.b].contains(&held.flow.from);
+    assert!(!bpf.list().unwrap().iter().any(is_late), "in neither direction");
+    Stream::start(&session(7)).finish();
+    bpf.remove(session(3).a.key()).unwrap();
+    late.install(&mut bpf);
+    Stream::start(&late).finish();
 }
 
 #[test]
@@ -356,31 +508,39 @@ fn translates_and_goes_on_after_a_rewrite() {
     for (from, to) in [(session.b, session.a), (session.a, session.b)] {
         let next_hop = session.next_hop(to.remote.ip(), to.local.ip()).unwrap();
         let next_hop = NextHop { mtu: 1400, ..next_hop };
-        bpf.install(&Flow { from, to, rate: None }, &next_hop).unwrap();
+        bpf.install(&Flow { from, to, limits: [None; 2] }, &next_hop).unwrap();
     }
     let sent = sent + Stream::start(&session).finish();
-    let counters = bpf.counters(session.a.local).unwrap().unwrap();
+    let counters = bpf.counters(session.a.key()).unwrap().unwrap();
     assert_eq!(counters.packets, u64::from(sent), "all by the kernel");
 
     drop(bpf);
     let mut next = lab.open();
     assert_eq!(next.list().unwrap().len(), 2);
-    next.remove(session.b.local).unwrap();
+    next.remove(session.b.key()).unwrap();
     assert!(next.list().unwrap().is_empty(), "what translates goes with what it builds on");
 }
 
 #[test]
 fn a_restart_loses_no_packet() {
-    let Some(lab) = Lab::new("restart") else { return };
+    restart("restart", &Session::new());
+}
+
+#[test]
+fn a_restart_loses_no_packet_of_a_channel() {
+    restart("restart-channel", &Session::channel());
+}
+
+fn restart(name: &str, session: &Session) {
+    let Some(lab) = Lab::new(name) else { return };
     veth("a");
     veth("b");
-    let session = Session::new();
     let mut first = lab.open();
     session.install(&mut first);
     for interface in ["a1", "b1"] {
         first.attach(interface, WantedMode::Auto).unwrap();
     }
-    let stream = Stream::start(&session);
+    let stream = Stream::start(session);
     stream.flow();
     drop(first);
     stream.flow();
@@ -398,7 +558,7 @@ fn a_restart_loses_no_packet() {
     }
     let sent = stream.finish();
     let bpf = lab.open();
-    let counters = bpf.counters(session.a.local).unwrap().unwrap();
+    let counters = bpf.counters(session.a.key()).unwrap().unwrap();
     assert_eq!(counters.packets, u64::from(sent), "counters go on");
 }
 
@@ -429,7 +589,7 @@ fn an_upgrade_to_other_maps_loses_no_packet() {
     stream.flow();
     next.remove_leftovers().unwrap();
     let sent = stream.finish();
-    let counted = next.counters(session.a.local).unwrap().unwrap().packets;
+    let counted = next.counters(session.a.key()).unwrap().unwrap().packets;
     assert!((100..u64::from(sent)).contains(&counted), "{counted} of {sent} by the new program");
 }
 
@@ -497,6 +657,14 @@ fn broken_pins_do_not_stop_a_start() {
     veth("a");
     drop(lab.open());
     let version = std::fs::read_dir(lab.dir()).unwrap().next().unwrap().unwrap().path();
+    // Without its seed nobody finds anything in the channel tables.
+    std::fs::remove_file(version.join("maps/seed")).unwrap();
+    drop({
+        let next = lab.open();
+        assert!(!next.has_taken_over());
+        next
+    });
+    assert!(lab.open().has_taken_over());
     std::fs::remove_file(version.join("maps/RATES")).unwrap();
     std::fs::rename(version.join("maps/REASONS"), version.join("link-a1")).unwrap();
     let mut bpf = lab.open();
@@ -515,6 +683,10 @@ fn refuses_loopback_and_unknown_interfaces() {
     assert!(matches!(error, AttachError::NoInterface { .. }), "{error}");
     let error = Bpf::open(&Config { table_len: 1000, ..lab.config() }, object()).err().unwrap();
     assert!(matches!(error, LoadError::TableLength(1000)), "{error}");
+    for channel_len in [4, 1000, 1 << 25] {
+        let error = Bpf::open(&Config { channel_len, ..lab.config() }, object()).err().unwrap();
+        assert!(matches!(error, LoadError::ChannelTableLength(_)), "{error}");
+    }
 }
 
 #[test]
@@ -610,7 +782,7 @@ fn an_interface_that_comes_back_is_used_again() {
     }
     run("ip link del b1");
     let error = bpf.install(
-        &Flow { from: session.a, to: session.b, rate: None },
+        &Flow { from: session.a, to: session.b, limits: [None; 2] },
         &NextHop {
             ifindex: 9999,
             ..session.next_hop(session.a.remote.ip(), RELAY.into()).unwrap()
@@ -633,11 +805,10 @@ fn way(mtu: u16) -> NextHop {
 
 /// The flow from one port of ours to the next.
 fn flow_of(number: u16, rate: Option<u64>) -> Flow {
-    let leg = |port| Leg {
-        local: SocketAddrV4::new(RELAY, port).into(),
-        remote: ([198, 51, 100, 7], 4000).into(),
-    };
-    Flow { from: leg(50_000 + number), to: leg(50_001 + number), rate }
+    let leg =
+        |port| Leg::whole(SocketAddrV4::new(RELAY, port).into(), ([198, 51, 100, 7], 4000).into());
+    let (from, to) = (leg(50_000 + number), leg(50_001 + number));
+    Flow { from, to, limits: Limit::own(rate) }
 }
 
 #[test]
@@ -660,9 +831,9 @@ fn exits_are_shared_run_out_and_are_taken_over() {
     assert!(bpf.has_taken_over());
     assert_eq!(bpf.list().unwrap(), before);
     assert!((0..256).all(|number| bpf.holds(&flow_of(number, None), &way(1000 + number))));
-    bpf.remove(flow_of(0, None).from.local).unwrap();
+    bpf.remove(flow_of(0, None).from.key()).unwrap();
     assert!(too_many(bpf.install(&flow_of(0, None), &way(999))), "another flow has that exit");
-    bpf.remove(flow_of(256, None).from.local).unwrap();
+    bpf.remove(flow_of(256, None).from.key()).unwrap();
     bpf.install(&flow_of(0, None), &way(999)).unwrap();
     // A flow that moves leaves its exit to others.
     bpf.install(&flow_of(0, None), &way(1001)).unwrap();
@@ -695,9 +866,70 @@ fn limits_are_kept_changed_lifted_and_taken_over() {
     let mut bpf = lab.open();
     for number in 0..64 {
         assert!(bpf.holds(&flow_of(number, Some(1002)), &way(1500)));
-        bpf.remove(flow_of(number, None).from.local).unwrap();
+        bpf.remove(flow_of(number, None).from.key()).unwrap();
     }
     for number in 100..164 {
         bpf.install(&flow_of(number, Some(9)), &way(1500)).unwrap();
     }
+}
+
+/// A Binding request without attributes (RFC 8489 §5).
+const BINDING: [u8; 20] =
+    [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+/// Sends a Binding request to the STUN port; returns whether the answer comes, which says where from.
+fn asks_for_binding(port: &Port, session: &Session) -> bool {
+    let leg = in_channel(session.a, 0x4000);
+    port.0.send(&datagram(leg, &BINDING, way(1500).src_mac)).unwrap();
+    let mut frame = [0; 2048];
+    loop {
+        // SAFETY: the buffer is as long as told.
+        let len =
+            unsafe { libc::recv(port.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
+        let Ok(len) = usize::try_from(len) else { return false };
+        let Some((ip, udp)) = frame[14..len.max(14)].split_at_checked(20) else { continue };
+        if udp.get(8..10) == Some(&[1, 1]) {
+            let (SocketAddr::V4(us), SocketAddr::V4(client)) = (leg.local, leg.remote) else {
+                unreachable!("IPv4 legs");
+            };
+            let ends = [us.ip().octets(), client.ip().octets()].concat();
+            assert_eq!((addresses(ip), pseudo_sum(ip, udp)), (&*ends, 0xffff));
+            let masked = u32::from_be_bytes(udp[36..40].try_into().unwrap()) ^ 0x2112_a442;
+            assert_eq!(Ipv4Addr::from(masked), *client.ip());
+            return true;
+        }
+    }
+}
+
+#[test]
+fn stun_ports_answer_by_themselves_while_they_are_told_to() {
+    let Some(lab) = Lab::new("binding") else { return };
+    veth("a");
+    let mut bpf = lab.open();
+    bpf.attach("a1", WantedMode::Auto).unwrap();
+    let (session, port) = (Session::new(), Port::new("a0"));
+    let stun: SocketAddr = SocketAddrV4::new(RELAY, 3478).into();
+    let listener = Listener { local: stun, exit: way(1500), bytes_per_second: Some(1 << 20) };
+    assert!(!asks_for_binding(&port, &session));
+    for _ in 0..2 {
+        assert!(bpf.answer_binding(&[listener]).is_empty());
+        let is_answered = asks_for_binding(&port, &session);
+        assert!(is_answered, "passed up, by reason: {:?}", bpf.reasons());
+        assert!(!bpf.index_free(stun));
+    }
+    drop(bpf);
+    assert!(asks_for_binding(&port, &session), "the program goes on");
+    let mut bpf = lab.open();
+    assert!(bpf.list().unwrap().is_empty(), "no flow");
+    assert!(!asks_for_binding(&port, &session), "until told again");
+    assert!(bpf.answer_binding(&[listener]).is_empty());
+    assert!(asks_for_binding(&port, &session));
+    assert!(bpf.answer_binding(&[]).is_empty());
+    assert!(!asks_for_binding(&port, &session));
+    assert!(bpf.index_free(stun));
+    // All that was held for it is free again, and a leg of its own goes before.
+    bpf.install(&flow_of(0, Some(9)), &way(1500)).unwrap();
+    let taken = Listener { local: flow_of(0, None).from.local, ..listener };
+    let refused = bpf.answer_binding(&[taken]);
+    assert!(matches!(refused[..], [(_, BackendError::IndexTaken { .. })]), "{refused:?}");
 }

@@ -317,7 +317,7 @@ fn pair(
     (b, ip_b): (&Peer, IpAddr),
     rate: Option<u64>,
 ) -> (Leg, Leg) {
-    let open = |ip, remote| Leg { local: relay.open(On::Address(ip), &|_| true).unwrap(), remote };
+    let open = |ip, remote| Leg::whole(relay.open(On::Address(ip), &|_| true).unwrap(), remote);
     let (leg_a, leg_b) = (open(ip_a, a.address()), open(ip_b, b.address()));
     relay.forward(leg_a, leg_b, rate).unwrap();
     relay.forward(leg_b, leg_a, rate).unwrap();

@@ -5,8 +5,8 @@ use std::{cell::RefCell, net::SocketAddr, ops::Bound};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Counters, Flow, NextHop,
-    backend::{Backend, BackendError, Installed, Reasons},
+    Counters, Flow, FlowKey, NextHop,
+    backend::{Backend, BackendError, Installed, Reasons, Usage},
 };
 
 /// Passes calls on to another backend, but fails some of them: half of those without doing
@@ -74,8 +74,8 @@ impl<B: Backend> Backend for Chaos<B> {
         self.write(|inner| inner.install(flow, next_hop))
     }
 
-    fn remove(&mut self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        self.write(|inner| inner.remove(local))
+    fn remove(&mut self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        self.write(|inner| inner.remove(key))
     }
 
     fn holds(&self, flow: &Flow, next_hop: &NextHop) -> bool {
@@ -84,14 +84,14 @@ impl<B: Backend> Backend for Chaos<B> {
 
     fn list_after(
         &self,
-        after: Bound<SocketAddr>,
+        after: Bound<FlowKey>,
         most: usize,
     ) -> Result<Vec<Installed>, BackendError> {
         self.read(|inner| inner.list_after(after, most))
     }
 
-    fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        self.read(|inner| inner.counters(local))
+    fn counters(&self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        self.read(|inner| inner.counters(key))
     }
 
     fn reasons(&self) -> Result<Reasons, BackendError> {
@@ -100,5 +100,9 @@ impl<B: Backend> Backend for Chaos<B> {
 
     fn index_free(&self, local: SocketAddr) -> bool {
         self.inner.index_free(local)
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
     }
 }

@@ -4,50 +4,60 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     ops::Bound,
 };
 
-use rawr_common::flow;
+use rawr_common::{channel::PROBES, flow::Place};
 
 use super::{
-    Counters, Flow, NextHop,
-    backend::{Backend, BackendError, Installed, Reasons},
+    Counters, Flow, FlowKey, NextHop, Share,
+    backend::{Backend, BackendError, Installed, Reasons, Usage},
+    place::Places,
 };
-
-/// No address and port comes before this one.
-const LEAST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Memory {
-    flows: BTreeMap<SocketAddr, (Installed, Counters)>,
-    occupants: BTreeMap<(bool, u32), SocketAddr>,
+    flows: BTreeMap<FlowKey, Record>,
+    /// Whose flow stands in a place of IPv6 or IPv4.
+    occupants: BTreeMap<(bool, Place), FlowKey>,
     /// The translating flows behind the reverse flow that each needs.
-    dependents: BTreeSet<(SocketAddr, SocketAddr)>,
-    table_mask: u32,
+    dependents: BTreeSet<(FlowKey, FlowKey)>,
+    places: Places,
     capacity: u32,
     writes: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    installed: Installed,
+    counters: Counters,
+    place: Place,
+}
+
 impl Memory {
-    /// Tables of `table_len` places (a power of two) for each family, for `capacity` flows in all.
+    /// Tables of `table_len` places (a power of two) for each family, by port and by channel, for
+    /// `capacity` flows in all.
     pub fn new(table_len: u32, capacity: u32) -> Self {
-        assert!(table_len.is_power_of_two(), "a table's length is a power of two");
+        Self::in_places(Places::new(table_len, table_len, 0), capacity)
+    }
+
+    pub(super) fn in_places(places: Places, capacity: u32) -> Self {
         Self {
             flows: BTreeMap::new(),
             occupants: BTreeMap::new(),
             dependents: BTreeSet::new(),
-            table_mask: table_len - 1,
+            places,
             capacity,
             writes: 0,
         }
     }
 
-    /// Counts packets as if the flow at `local` had forwarded them. Returns whether there is one.
-    pub fn forward(&mut self, local: SocketAddr, packets: u64, bytes: u64) -> bool {
-        let Some((_, counters)) = self.flows.get_mut(&local) else { return false };
-        *counters += Counters { packets, bytes };
+    /// Counts packets as if a flow had forwarded them. Returns whether there is one.
+    pub fn forward(&mut self, key: FlowKey, packets: u64, bytes: u64) -> bool {
+        let Some(record) = self.flows.get_mut(&key) else { return false };
+        record.counters += Counters { packets, bytes };
         true
     }
 
@@ -56,36 +66,45 @@ impl Memory {
         self.writes
     }
 
-    fn place(&self, local: SocketAddr) -> (bool, u32) {
-        let last_byte = match local.ip() {
-            IpAddr::V4(ip) => ip.octets()[3],
-            IpAddr::V6(ip) => ip.octets()[15],
-        };
-        (local.is_ipv6(), flow::index(last_byte, local.port(), self.table_mask))
+    /// The first vacant place for the flow of a leg, or the one that it has.
+    fn place(&self, flow: &Flow) -> Result<Place, BackendError> {
+        let key = flow.from.key();
+        if let Some(record) = self.flows.get(&key) {
+            return Ok(record.place);
+        }
+        let occupant = |place: Place| self.occupants.get(&(key.is_ipv6(), place)).copied();
+        let vacant = self.places.of(flow.from).find(|&place| occupant(place).is_none());
+        vacant.ok_or_else(|| {
+            let taken = occupant(Place::Port(self.places.index(flow.from.local)));
+            match (flow.from.share, taken) {
+                (Share::Whole, Some(occupant)) => BackendError::IndexTaken { key, occupant },
+                _ => BackendError::NoPlace { key, probes: PROBES },
+            }
+        })
     }
 
-    /// Whether the flow at `flow.to.local` is the other direction of `flow`, as far as a
-    /// translation to IPv6 needs it.
+    /// Whether the other direction of `flow` is there, as far as a translation to IPv6 needs it.
     fn has_reverse(&self, flow: &Flow) -> bool {
-        self.flows.get(&flow.to.local).is_some_and(|(reverse, _)| reverse.flow.from == flow.to)
+        let reverse = self.flows.get(&flow.to.key());
+        reverse.is_some_and(|reverse| reverse.installed.flow.from == flow.to)
     }
 
-    fn take(&mut self, local: SocketAddr) -> Option<Counters> {
-        let (installed, counters) = self.flows.remove(&local)?;
-        self.occupants.remove(&self.place(local));
-        self.dependents.remove(&(installed.flow.to.local, local));
+    fn take(&mut self, key: FlowKey) -> Option<Counters> {
+        let Record { installed, counters, place } = self.flows.remove(&key)?;
+        self.occupants.remove(&(key.is_ipv6(), place));
+        self.dependents.remove(&(installed.flow.to.key(), key));
         self.writes += 1;
         Some(counters)
     }
 
     /// Removes the translating flows whose reverse flow was `gone`.
-    fn take_dependents(&mut self, gone: SocketAddr) {
-        let all = (gone, LEAST)..;
+    fn take_dependents(&mut self, gone: FlowKey) {
+        let all = (gone, FlowKey::LEAST)..;
         let dependents = self.dependents.range(all).take_while(|(reverse, _)| *reverse == gone);
-        for (_, local) in dependents.copied().collect::<Vec<_>>() {
-            let flow = self.flows.get(&local).map(|(installed, _)| installed.flow);
+        for (_, key) in dependents.copied().collect::<Vec<_>>() {
+            let flow = self.flows.get(&key).map(|record| record.installed.flow);
             if flow.is_some_and(|flow| !self.has_reverse(&flow)) {
-                self.take(local);
+                self.take(key);
             }
         }
     }
@@ -93,64 +112,58 @@ impl Memory {
 
 impl Backend for Memory {
     fn install(&mut self, flow: &Flow, next_hop: &NextHop) -> Result<(), BackendError> {
-        let local = flow.from.local;
+        let key = flow.from.key();
         for leg in [flow.from, flow.to] {
             if leg.local.is_ipv4() != leg.remote.is_ipv4() {
                 return Err(BackendError::Unsuited { local: leg.local, remote: leg.remote });
             }
         }
-        let place = self.place(local);
-        match self.occupants.get(&place) {
-            Some(&occupant) if occupant != local => {
-                return Err(BackendError::IndexTaken { local, occupant });
-            }
-            _ => {}
-        }
+        let place = self.place(flow)?;
         if translates(flow) && !self.has_reverse(flow) {
-            return Err(BackendError::NoReverse { local, reverse: flow.to.local });
+            return Err(BackendError::NoReverse { key, reverse: flow.to.key() });
         }
-        let counters = match self.flows.get(&local) {
-            Some((_, counters)) => *counters,
+        let counters = match self.flows.get(&key) {
+            Some(record) => record.counters,
             None if self.flows.len() >= self.capacity as usize => {
                 return Err(BackendError::Full { capacity: self.capacity });
             }
             None => Counters::default(),
         };
         let installed = Installed { flow: *flow, next_hop: *next_hop };
-        if let Some((before, _)) = self.flows.insert(local, (installed, counters)) {
-            self.dependents.remove(&(before.flow.to.local, local));
+        if let Some(before) = self.flows.insert(key, Record { installed, counters, place }) {
+            self.dependents.remove(&(before.installed.flow.to.key(), key));
         }
         if translates(flow) {
-            self.dependents.insert((flow.to.local, local));
+            self.dependents.insert((flow.to.key(), key));
         }
-        self.occupants.insert(place, local);
+        self.occupants.insert((key.is_ipv6(), place), key);
         self.writes += 1;
-        self.take_dependents(local);
+        self.take_dependents(key);
         Ok(())
     }
 
-    fn remove(&mut self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        let counters = self.take(local);
-        self.take_dependents(local);
+    fn remove(&mut self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        let counters = self.take(key);
+        self.take_dependents(key);
         Ok(counters)
     }
 
     fn holds(&self, flow: &Flow, next_hop: &NextHop) -> bool {
         let wanted = Installed { flow: *flow, next_hop: *next_hop };
-        self.flows.get(&flow.from.local).is_some_and(|(installed, _)| *installed == wanted)
+        self.flows.get(&flow.from.key()).is_some_and(|record| record.installed == wanted)
     }
 
     fn list_after(
         &self,
-        after: Bound<SocketAddr>,
+        after: Bound<FlowKey>,
         most: usize,
     ) -> Result<Vec<Installed>, BackendError> {
         let behind = self.flows.range((after, Bound::Unbounded)).take(most);
-        Ok(behind.map(|(_, (installed, _))| *installed).collect())
+        Ok(behind.map(|(_, record)| record.installed).collect())
     }
 
-    fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        Ok(self.flows.get(&local).map(|(_, counters)| *counters))
+    fn counters(&self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        Ok(self.flows.get(&key).map(|record| record.counters))
     }
 
     fn reasons(&self) -> Result<Reasons, BackendError> {
@@ -158,7 +171,15 @@ impl Backend for Memory {
     }
 
     fn index_free(&self, local: SocketAddr) -> bool {
-        !self.occupants.contains_key(&self.place(local))
+        let key = FlowKey::port(local);
+        let next = self.flows.range(key..).next();
+        let index = Place::Port(self.places.index(local));
+        !self.occupants.contains_key(&(key.is_ipv6(), index))
+            && next.is_none_or(|(next, _)| next.local() != key.local())
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::of(self.places.lengths(), self.occupants.keys().copied())
     }
 }
 

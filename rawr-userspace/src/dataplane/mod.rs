@@ -11,7 +11,7 @@
 //! ```
 //! use std::{net::IpAddr, time::{Duration, Instant}};
 //! use rawr_userspace::dataplane::{
-//!     Leg, NextHop, NextHops, VlanTags, backend::Backend, flow_table::{Event, FlowTable},
+//!     Leg, NextHop, NextHops, RateLimits, VlanTags, backend::Backend, flow_table::{Event, FlowTable},
 //!     memory::Memory, reconcile::{Reconciler, Settings},
 //! };
 //!
@@ -30,15 +30,15 @@
 //! let mut table = FlowTable::default();
 //! let mut reconciler = Reconciler::new(Settings::default());
 //!
-//! let a = Leg { local: "192.0.2.1:50000".parse()?, remote: "198.51.100.7:4000".parse()? };
-//! let b = Leg { local: "192.0.2.1:50001".parse()?, remote: "203.0.113.9:4000".parse()? };
-//! table.pair(a, b, None);
+//! let a = Leg::whole("192.0.2.1:50000".parse()?, "198.51.100.7:4000".parse()?);
+//! let b = Leg::whole("192.0.2.1:50001".parse()?, "203.0.113.9:4000".parse()?);
+//! table.pair(a, b, RateLimits::default());
 //! reconciler.step(now, &mut table, &mut *backend, &OneRouter);
 //! assert!(matches!(table.take_events()[..], [Event::Installed { .. }, Event::Installed { .. }]));
 //!
 //! table.next_hop_changed(a.remote.ip()); // from the kernel's notifications
-//! table.unpair(a.local);
-//! table.unpair(b.local);
+//! table.unpair(a.key());
+//! table.unpair(b.key());
 //! reconciler.step(now, &mut table, &mut *backend, &OneRouter);
 //! assert!(backend.list()?.is_empty());
 //! // Without events, step again at the latest at this time; counters about once a second.
@@ -51,16 +51,23 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use rawr_proto::ChannelNumber;
+
+pub use self::key::FlowKey;
+
 pub mod backend;
 pub mod bpf;
 pub mod chaos;
 pub mod flow_table;
+mod key;
 pub mod memory;
 pub mod object;
+mod place;
 pub mod reconcile;
 mod retry;
 pub mod slow_path;
 pub mod table;
+mod tuple;
 
 /// One end of a session at this server: datagrams from `remote` to `local`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +76,51 @@ pub struct Leg {
     pub local: SocketAddr,
     /// Where its datagrams come from and go to.
     pub remote: SocketAddr,
+    /// Whether others have the same `local`.
+    pub share: Share,
+}
+
+/// How a leg is told from others at the same port of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Share {
+    /// The port is this leg's alone: a data port of RAWR.
+    #[default]
+    Whole,
+    /// Others have it as well: the STUN port, or a relayed transport address. They differ in
+    /// `remote` and channel.
+    Shared {
+        /// Datagrams of this leg are ChannelData of this channel, both ways (RFC 8656 §12.4);
+        /// `None` where they are plain.
+        channel: Option<ChannelNumber>,
+    },
+}
+
+impl Leg {
+    /// A leg that has its port for itself.
+    pub fn whole(local: SocketAddr, remote: SocketAddr) -> Self {
+        Self { local, remote, share: Share::Whole }
+    }
+
+    /// A leg that shares its port.
+    pub fn shared(local: SocketAddr, remote: SocketAddr, channel: Option<ChannelNumber>) -> Self {
+        Self { local, remote, share: Share::Shared { channel } }
+    }
+
+    /// The channel whose ChannelData this leg carries, if it does.
+    pub fn channel(&self) -> Option<ChannelNumber> {
+        match self.share {
+            Share::Whole => None,
+            Share::Shared { channel } => channel,
+        }
+    }
+
+    /// Names the flow of what arrives on this leg.
+    pub fn key(&self) -> FlowKey {
+        match self.share {
+            Share::Whole => FlowKey::port(self.local),
+            Share::Shared { channel } => FlowKey::tuple(self.local, self.remote, channel),
+        }
+    }
 }
 
 /// Datagrams that arrive on `from` leave on `to`.
@@ -76,8 +128,38 @@ pub struct Leg {
 pub struct Flow {
     pub from: Leg,
     pub to: Leg,
-    /// Most bytes (of layer 3) per second; `None` for no limit.
-    pub rate: Option<u64>,
+    pub limits: RateLimits,
+}
+
+/// What a flow has to keep within: its first limit and then the second, which is the same for all
+/// flows that have the same shared group first.
+pub type RateLimits = [Option<Limit>; 2];
+
+/// A rate limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limit {
+    pub group: Group,
+    /// Most bytes (of layer 3) per second that the whole group may carry.
+    pub bytes_per_second: u64,
+}
+
+/// Who keeps within a rate limit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// This flow alone.
+    Own,
+    /// All flows of this number: of an allocation, or of a user. It means the same after a restart.
+    Shared(u64),
+}
+
+impl Limit {
+    /// At most so many bytes per second for one flow alone; no limit at all for `None`.
+    pub fn own(bytes_per_second: Option<u64>) -> RateLimits {
+        [
+            bytes_per_second.map(|bytes_per_second| Self { group: Group::Own, bytes_per_second }),
+            None,
+        ]
+    }
 }
 
 /// How packets to one remote address leave this host, resolved from routes and neighbours.

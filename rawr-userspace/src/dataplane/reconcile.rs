@@ -8,14 +8,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     ops::Bound,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    Counters, Flow, NextHop, NextHops,
+    Counters, Flow, FlowKey, NextHop, NextHops,
     backend::{Backend, BackendError, Installed},
     flow_table::{Event, FlowTable, State},
     retry::Retries,
@@ -56,13 +55,13 @@ pub struct Reconciler {
     /// How far the comparison has come that is under way.
     comparing: Option<Position>,
     retries: Retries,
-    orphans: BTreeMap<SocketAddr, Orphan>,
+    orphans: BTreeMap<FlowKey, Orphan>,
 }
 
 /// Where a comparison goes on.
 #[derive(Clone, Copy, Debug)]
 struct Position {
-    after: Bound<SocketAddr>,
+    after: Bound<FlowKey>,
     /// When it began.
     since: Instant,
 }
@@ -117,14 +116,14 @@ impl Reconciler {
         [comparing, self.retries.poll_timeout(), self.next_comparison].into_iter().flatten().min()
     }
 
-    /// Reads what the installed flows have forwarded. Returns the local addresses at which packets
-    /// have arrived since the last call.
+    /// Reads what the installed flows have forwarded. Returns those that have forwarded something since
+    /// the last call.
     pub fn poll_counters(
         &self,
         table: &mut FlowTable,
         backend: &dyn Backend,
-    ) -> Result<Vec<SocketAddr>, BackendError> {
-        table.count(|local| backend.counters(local))
+    ) -> Result<Vec<FlowKey>, BackendError> {
+        table.count(|key| backend.counters(key))
     }
 
     /// How many flows the backend holds that nobody wants, as of the last comparison.
@@ -140,30 +139,30 @@ impl Reconciler {
         table: &mut FlowTable,
         backend: &mut dyn Backend,
         (position, list): (Position, &[Installed]),
-        due: &mut BTreeSet<SocketAddr>,
+        due: &mut BTreeSet<FlowKey>,
     ) {
-        let desired: Vec<_> = table.locals_after(position.after).take(SLICE).collect();
-        let held = list.iter().map(|installed| installed.flow.from.local);
-        let last_of = |all: &[SocketAddr]| all.get(SLICE - 1).copied();
+        let desired: Vec<_> = table.keys_after(position.after).take(SLICE).collect();
+        let held = list.iter().map(|installed| installed.flow.from.key());
+        let last_of = |all: &[FlowKey]| all.get(SLICE - 1).copied();
         let held: Vec<_> = held.collect();
         let end = [last_of(&held), last_of(&desired)].into_iter().flatten().min();
-        let within = |local: &SocketAddr| end.is_none_or(|end| *local <= end);
+        let within = |key: &FlowKey| end.is_none_or(|end| *key <= end);
 
-        for local in desired.into_iter().filter(within) {
-            let is_lost = table.is_installed(local) && held.binary_search(&local).is_err();
+        for key in desired.into_iter().filter(within) {
+            let is_lost = table.is_installed(key) && held.binary_search(&key).is_err();
             if is_lost {
-                table.closed(local, None);
+                table.closed(key, None);
             }
             // The two directions of a pair are settled together: once is enough.
-            if is_lost || table.partner(local).is_none_or(|partner| local < partner) {
-                due.insert(local);
+            if is_lost || table.partner(key).is_none_or(|partner| key < partner) {
+                due.insert(key);
             }
         }
         let unwanted: Vec<_> = list
             .iter()
             .filter(|installed| {
-                let local = installed.flow.from.local;
-                within(&local) && !table.is_desired(local) && !table.is_leaving(local)
+                let key = installed.flow.from.key();
+                within(&key) && !table.is_desired(key) && !table.is_leaving(key)
             })
             .copied()
             .collect();
@@ -179,35 +178,35 @@ impl Reconciler {
         now: Instant,
         table: &mut FlowTable,
         backend: &mut dyn Backend,
-        (part, unwanted): ((Bound<SocketAddr>, Bound<SocketAddr>), &[Installed]),
+        (part, unwanted): ((Bound<FlowKey>, Bound<FlowKey>), &[Installed]),
     ) {
-        let known: Vec<_> = self.orphans.range(part).map(|(&local, _)| local).collect();
+        let known: Vec<_> = self.orphans.range(part).map(|(&key, _)| key).collect();
         let known: BTreeMap<_, _> =
-            known.into_iter().filter_map(|local| self.orphans.remove_entry(&local)).collect();
+            known.into_iter().filter_map(|key| self.orphans.remove_entry(&key)).collect();
         for orphan in unwanted {
-            let local = orphan.flow.from.local;
-            let known = known.get(&local).copied();
-            self.orphans.insert(local, look_at(now, backend, local, known));
+            let key = orphan.flow.from.key();
+            let known = known.get(&key).copied();
+            self.orphans.insert(key, look_at(now, backend, key, known));
         }
         for orphan in unwanted {
             let Flow { from, to, .. } = orphan.flow;
-            let is_idle = self.is_idle(now, from.local) && {
+            let is_idle = self.is_idle(now, from.key()) && {
                 // It may stand in another part of the table, which was looked at earlier.
-                if let Some(&partner) = self.orphans.get(&to.local) {
-                    let partner = look_at(now, backend, to.local, Some(partner));
-                    self.orphans.insert(to.local, partner);
+                if let Some(&partner) = self.orphans.get(&to.key()) {
+                    let partner = look_at(now, backend, to.key(), Some(partner));
+                    self.orphans.insert(to.key(), partner);
                 }
-                self.is_idle(now, to.local)
+                self.is_idle(now, to.key())
             };
-            if is_idle && backend.remove(from.local).is_ok() {
+            if is_idle && backend.remove(from.key()).is_ok() {
                 table.push(Event::OrphanRemoved { orphan: *orphan });
             }
         }
     }
 
-    /// Whether no packet has used the orphan at `local` for long; also if there is none.
-    fn is_idle(&self, now: Instant, local: SocketAddr) -> bool {
-        let orphan = self.orphans.get(&local);
+    /// Whether no packet has used the orphan at `key` for long; also if there is none.
+    fn is_idle(&self, now: Instant, key: FlowKey) -> bool {
+        let orphan = self.orphans.get(&key);
         orphan.is_none_or(|orphan| now - orphan.active >= self.settings.orphan_idle)
     }
 
@@ -217,22 +216,22 @@ impl Reconciler {
         now: Instant,
         table: &mut FlowTable,
         backend: &mut dyn Backend,
-        due: &BTreeSet<SocketAddr>,
+        due: &BTreeSet<FlowKey>,
     ) {
         let mut leaving: Vec<_> =
-            due.iter().copied().filter(|&local| !table.is_desired(local)).collect();
-        leaving.sort_by_key(SocketAddr::is_ipv6);
-        for local in leaving {
-            if !table.is_leaving(local) {
-                self.retries.remove(local);
+            due.iter().copied().filter(|&key| !table.is_desired(key)).collect();
+        leaving.sort_by_key(FlowKey::is_ipv6);
+        for key in leaving {
+            if !table.is_leaving(key) {
+                self.retries.remove(key);
                 continue;
             }
-            match backend.remove(local) {
+            match backend.remove(key) {
                 Ok(last) => {
-                    table.closed(local, last);
-                    self.retries.remove(local);
+                    table.closed(key, last);
+                    self.retries.remove(key);
                 }
-                Err(_) => self.retry(now, local),
+                Err(_) => self.retry(now, key),
             }
         }
     }
@@ -243,12 +242,12 @@ impl Reconciler {
         table: &mut FlowTable,
         backend: &mut dyn Backend,
         next_hops: &dyn NextHops,
-        mut due: BTreeSet<SocketAddr>,
+        mut due: BTreeSet<FlowKey>,
     ) {
-        while let Some(local) = due.pop_last() {
-            let unit = table.unit(local);
+        while let Some(key) = due.pop_last() {
+            let unit = table.unit(key);
             for flow in &unit {
-                due.remove(&flow.from.local);
+                due.remove(&flow.from.key());
             }
             if !unit.is_empty() {
                 self.settle(now, table, backend, next_hops, &unit);
@@ -280,32 +279,27 @@ impl Reconciler {
         let at_rest = clean && !matches!(outcome, State::Failed(_));
         let [first, rest @ ..] = unit else { return };
         for flow in rest {
-            self.retries.remove(flow.from.local);
+            self.retries.remove(flow.from.key());
         }
         if at_rest {
-            self.retries.remove(first.from.local);
+            self.retries.remove(first.from.key());
         } else {
-            self.retry(now, first.from.local);
+            self.retry(now, first.from.key());
         }
         for flow in unit {
-            table.set_state(flow.from.local, outcome.clone());
+            table.set_state(flow.from.key(), outcome.clone());
         }
     }
 
-    fn retry(&mut self, now: Instant, local: SocketAddr) {
+    fn retry(&mut self, now: Instant, key: FlowKey) {
         let Settings { first_retry, longest_retry, .. } = self.settings;
-        self.retries.add(now, local, first_retry, longest_retry);
+        self.retries.add(now, key, first_retry, longest_retry);
     }
 }
 
 /// An orphan as it is now: active if it has forwarded anything since it was `known`.
-fn look_at(
-    now: Instant,
-    backend: &dyn Backend,
-    local: SocketAddr,
-    known: Option<Orphan>,
-) -> Orphan {
-    let counters = backend.counters(local).ok().flatten();
+fn look_at(now: Instant, backend: &dyn Backend, key: FlowKey, known: Option<Orphan>) -> Orphan {
+    let counters = backend.counters(key).ok().flatten();
     let counters = counters.or_else(|| known.map(|known| known.counters)).unwrap_or_default();
     let active = known.filter(|known| known.counters == counters).map(|known| known.active);
     Orphan { counters, active: active.unwrap_or(now) }
@@ -329,8 +323,8 @@ fn install_all(
 fn remove_all(table: &mut FlowTable, backend: &mut dyn Backend, unit: &[Flow]) -> bool {
     let mut all = true;
     for flow in unit.iter().rev() {
-        match backend.remove(flow.from.local) {
-            Ok(last) => table.closed(flow.from.local, last),
+        match backend.remove(flow.from.key()) {
+            Ok(last) => table.closed(flow.from.key(), last),
             Err(_) => all = false,
         }
     }
@@ -346,11 +340,14 @@ mod tests {
     };
 
     use proptest::prelude::*;
+    use rawr_proto::ChannelNumber;
 
     use super::{
-        super::{Leg, VlanTags, chaos::Chaos, memory::Memory},
+        super::{Leg, Limit, RateLimits, VlanTags, chaos::Chaos, memory::Memory, place::Places},
         *,
     };
+
+    const FREE: RateLimits = [None, None];
 
     /// One router on every way, except where a way has its own or none.
     #[derive(Default)]
@@ -407,22 +404,22 @@ mod tests {
             events
         }
 
-        fn held(&self) -> BTreeSet<SocketAddr> {
-            self.backend.list().unwrap().iter().map(|held| held.flow.from.local).collect()
+        fn held(&self) -> BTreeSet<FlowKey> {
+            self.backend.list().unwrap().iter().map(|held| held.flow.from.key()).collect()
         }
 
         fn total(&self, leg: Leg) -> u64 {
-            self.table.get(leg.local).unwrap().counters.packets
+            self.table.get(leg.key()).unwrap().counters.packets
         }
     }
 
     fn short(event: &Event) -> String {
         match event {
-            Event::Installed { local } => format!("installed {}", local.port()),
-            Event::Pending { local } => format!("pending {}", local.port()),
-            Event::Failed { local, why } => format!("failed {}: {why}", local.port()),
-            Event::Removed { local, counters } => {
-                format!("removed {} after {}", local.port(), counters.packets)
+            Event::Installed { key } => format!("installed {}", key.local().port()),
+            Event::Pending { key } => format!("pending {}", key.local().port()),
+            Event::Failed { key, why } => format!("failed {}: {why}", key.local().port()),
+            Event::Removed { key, counters } => {
+                format!("removed {} after {}", key.local().port(), counters.packets)
             }
             Event::OrphanRemoved { orphan } => format!("orphan {}", orphan.flow.from.local.port()),
             Event::ListFailed { .. } => "list failed".to_owned(),
@@ -430,18 +427,31 @@ mod tests {
     }
 
     fn leg4(port: u16) -> Leg {
-        Leg {
-            local: SocketAddr::from(([192, 0, 2, 1], port)),
-            remote: SocketAddr::from(([198, 51, 100, (port % 250) as u8], 4000)),
-        }
+        Leg::whole(
+            SocketAddr::from(([192, 0, 2, 1], port)),
+            SocketAddr::from(([198, 51, 100, (port % 250) as u8], 4000)),
+        )
     }
 
     fn leg6(port: u16) -> Leg {
         let ip = |last| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last];
-        Leg {
-            local: SocketAddr::from((ip(1), port)),
-            remote: SocketAddr::from((ip(0x100 + port % 250), 4000)),
-        }
+        Leg::whole(
+            SocketAddr::from((ip(1), port)),
+            SocketAddr::from((ip(0x100 + port % 250), 4000)),
+        )
+    }
+
+    /// A client in a channel: at the STUN port, which all have.
+    fn client(v6: bool, number: u16, channel: u16) -> Leg {
+        let Leg { local, remote, .. } = if v6 { leg6(100 + number) } else { leg4(100 + number) };
+        let local = SocketAddr::new(local.ip(), 3478);
+        Leg::shared(local, remote, ChannelNumber::new(0x4000 + channel))
+    }
+
+    /// A peer at a relayed transport address.
+    fn peer(v6: bool, number: u16, allocation: u16) -> Leg {
+        let Leg { local, remote, .. } = if v6 { leg6(200 + number) } else { leg4(200 + number) };
+        Leg::shared(SocketAddr::new(local.ip(), 60_000 + allocation), remote, None)
     }
 
     fn memory() -> Memory {
@@ -449,21 +459,83 @@ mod tests {
     }
 
     #[test]
+    fn channels_share_ports_and_come_and_go_by_themselves() {
+        let mut bench = Bench::new(memory());
+        let pairs = [
+            (client(false, 1, 0), peer(false, 1, 1)),
+            (client(false, 1, 1), peer(false, 2, 1)),
+            (client(false, 2, 0), peer(true, 1, 2)),
+            (client(true, 1, 0), peer(false, 1, 3)),
+        ];
+        for (client, peer) in pairs {
+            bench.table.pair(client, peer, FREE);
+        }
+        assert_eq!(bench.step().len(), 8);
+        let keys = |pairs: &[(Leg, Leg)]| {
+            pairs.iter().flat_map(|(a, b)| [a.key(), b.key()]).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(bench.held(), keys(&pairs));
+        let (client, peer) = pairs[1];
+        bench.table.unpair(client.key());
+        bench.table.unpair(peer.key());
+        assert_eq!(bench.step(), ["removed 3478 after 0", "removed 60001 after 0"]);
+        assert_eq!(bench.held(), keys(&[pairs[0], pairs[2], pairs[3]]));
+        bench.table.unpair_all(pairs[0].0.local);
+        bench.step();
+        let left = [pairs[0].1, pairs[2].1, pairs[3].0, pairs[3].1];
+        assert_eq!(bench.held(), left.map(|leg| leg.key()).into());
+    }
+
+    #[test]
+    fn two_channels_of_one_client_may_be_joined() {
+        let mut bench = Bench::new(memory());
+        let (a, b) = (client(false, 1, 0), client(false, 1, 1));
+        bench.table.pair(a, b, FREE);
+        bench.step();
+        assert_eq!(bench.held(), [a.key(), b.key()].into());
+        let held = bench.backend.list().unwrap();
+        assert_eq!((held[0].flow.from, held[0].flow.to), (a, b));
+    }
+
+    #[test]
+    fn a_channel_without_a_place_fails_visibly_and_is_tried_again() {
+        let mut bench = Bench::new(Memory::in_places(Places::new(1 << 5, 8, 0), 64));
+        for number in 0..8 {
+            bench.table.pair(client(false, number, 0), peer(false, 1, number), FREE);
+        }
+        assert_eq!(bench.step().len(), 16);
+        assert_eq!(bench.table.totals().installed, 16);
+        let late = client(false, 8, 0);
+        bench.table.pair(late, peer(false, 1, 8), FREE);
+        let events = bench.step();
+        assert!(events[0].contains("the channel table has no place for"), "{events:?}");
+        assert!(events[1].starts_with("failed 60008"), "{events:?}");
+        assert_eq!(bench.table.totals().failed, 2);
+        assert_eq!(bench.held().len(), 16, "in neither direction");
+        bench.table.unpair(client(false, 3, 0).key());
+        let events = bench.pass(Duration::from_secs(10));
+        assert!(
+            events.ends_with(&["installed 3478".into(), "installed 60008".into()]),
+            "{events:?}"
+        );
+    }
+
+    #[test]
     fn a_pair_is_installed_and_removed() {
         let mut bench = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         assert_eq!(bench.step(), ["installed 1", "installed 2"]);
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         assert!(bench.step().is_empty());
         assert_eq!(bench.backend.writes(), 2);
 
-        bench.backend.forward(a.local, 3, 300);
+        bench.backend.forward(a.key(), 3, 300);
         let moved = bench.reconciler.poll_counters(&mut bench.table, &bench.backend).unwrap();
-        assert_eq!(moved, [a.local]);
-        bench.backend.forward(a.local, 2, 200);
-        bench.table.unpair(a.local);
-        bench.table.unpair(b.local);
+        assert_eq!(moved, [a.key()]);
+        bench.backend.forward(a.key(), 2, 200);
+        bench.table.unpair(a.key());
+        bench.table.unpair(b.key());
         assert_eq!(bench.step(), ["removed 1 after 5", "removed 2 after 0"]);
         assert!(bench.held().is_empty());
         assert!(bench.table.is_empty());
@@ -474,13 +546,13 @@ mod tests {
         let mut bench = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
         assert!(!bench.table.has_changed());
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         assert!(bench.table.has_changed());
         bench.step();
         assert!(!bench.table.has_changed());
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         assert!(!bench.table.has_changed(), "it is there already");
-        bench.table.unpair(a.local);
+        bench.table.unpair(a.key());
         assert!(bench.table.has_changed());
         bench.step();
         assert!(!bench.table.has_changed());
@@ -490,12 +562,12 @@ mod tests {
     fn a_table_without_a_backend_keeps_nothing_of_flows_that_are_gone() {
         let mut table = FlowTable::default();
         let (a, b) = (leg4(1), leg4(2));
-        table.pair(a, b, None);
-        table.unpair(a.local);
-        table.unpair(b.local);
-        assert!(table.has_changed() && table.is_leaving(a.local));
+        table.pair(a, b, FREE);
+        table.unpair(a.key());
+        table.unpair(b.key());
+        assert!(table.has_changed() && table.is_leaving(a.key()));
         table.settle_alone();
-        assert!(!table.has_changed() && !table.is_leaving(a.local));
+        assert!(!table.has_changed() && !table.is_leaving(a.key()));
         assert!(table.is_empty());
     }
 
@@ -504,7 +576,7 @@ mod tests {
         let mut bench = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
         bench.ways.0.insert(b.remote.ip(), None);
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         assert_eq!(bench.step(), ["pending 1", "pending 2"]);
         assert!(bench.held().is_empty());
         assert!(bench.pass(Duration::from_secs(60)).is_empty());
@@ -523,9 +595,9 @@ mod tests {
     fn a_changed_next_hop_is_written_in_place() {
         let mut bench = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         bench.step();
-        bench.backend.forward(a.local, 3, 300);
+        bench.backend.forward(a.key(), 3, 300);
         bench.ways.0.insert(b.remote.ip(), Some(9));
         bench.table.next_hop_changed(b.remote.ip());
         assert!(bench.step().is_empty());
@@ -539,17 +611,17 @@ mod tests {
     #[test]
     fn a_pair_without_room_for_both_directions_is_not_installed_at_all() {
         let mut bench = Bench::new(Memory::new(1 << 16, 3));
-        bench.table.pair(leg4(1), leg4(2), None);
+        bench.table.pair(leg4(1), leg4(2), FREE);
         bench.step();
-        bench.table.pair(leg4(3), leg4(4), None);
+        bench.table.pair(leg4(3), leg4(4), FREE);
         let events = bench.step();
         assert!(events[0].starts_with("failed 3: all 3 flows are in use"), "{events:?}");
         assert!(events[1].starts_with("failed 4"), "{events:?}");
-        assert_eq!(bench.held(), [leg4(1).local, leg4(2).local].into());
+        assert_eq!(bench.held(), [leg4(1).key(), leg4(2).key()].into());
         assert_eq!(bench.table.totals().failed, 2);
 
-        bench.table.unpair(leg4(1).local);
-        bench.table.unpair(leg4(2).local);
+        bench.table.unpair(leg4(1).key());
+        bench.table.unpair(leg4(2).key());
         let events = bench.pass(Duration::from_secs(10));
         assert!(events.ends_with(&["installed 3".into(), "installed 4".into()]), "{events:?}");
     }
@@ -558,7 +630,7 @@ mod tests {
     fn retries_pause_longer_and_longer() {
         let mut bench = Bench::new(Chaos::new(memory(), 1.0, 1));
         bench.reconciler.settings.interval = Duration::from_secs(1000);
-        bench.table.pair(leg4(1), leg4(2), None);
+        bench.table.pair(leg4(1), leg4(2), FREE);
         assert_eq!(bench.step().iter().filter(|event| event.starts_with("failed")).count(), 2);
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -575,10 +647,10 @@ mod tests {
     fn a_session_moves_without_losing_the_last_packets_of_its_old_leg() {
         let mut bench = Bench::new(memory());
         let (down, old, new) = (leg6(1), leg4(2), leg4(3));
-        bench.table.pair(down, old, None);
+        bench.table.pair(down, old, FREE);
         bench.step();
-        bench.table.pair(down, new, None);
-        bench.table.drain(old, down, None);
+        bench.table.pair(down, new, FREE);
+        bench.table.drain(old, down, FREE);
         assert_eq!(
             bench.step(),
             ["installed 1", "installed 3"],
@@ -587,24 +659,24 @@ mod tests {
         let held = bench.backend.list().unwrap();
         let to = |leg: Leg| held.iter().find(|held| held.flow.from == leg).unwrap().flow.to;
         assert_eq!((to(down), to(new), to(old)), (new, down, down));
-        assert_eq!(bench.table.get(old.local).unwrap().partner, None);
-        bench.table.unpair(old.local);
+        assert_eq!(bench.table.get(old.key()).unwrap().partner, None);
+        bench.table.unpair(old.key());
         bench.step();
-        assert_eq!(bench.held(), [down.local, new.local].into());
+        assert_eq!(bench.held(), [down.key(), new.key()].into());
     }
 
     #[test]
     fn counters_go_on_after_the_backend_has_lost_a_flow() {
         let mut bench = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
-        bench.table.pair(a, b, None);
+        bench.table.pair(a, b, FREE);
         bench.step();
-        bench.backend.forward(a.local, 4, 400);
+        bench.backend.forward(a.key(), 4, 400);
         bench.reconciler.poll_counters(&mut bench.table, &bench.backend).unwrap();
-        bench.backend.remove(a.local).unwrap();
+        bench.backend.remove(a.key()).unwrap();
         bench.pass(Duration::from_secs(5));
-        assert_eq!(bench.held(), [a.local, b.local].into());
-        bench.backend.forward(a.local, 1, 100);
+        assert_eq!(bench.held(), [a.key(), b.key()].into());
+        bench.backend.forward(a.key(), 1, 100);
         bench.reconciler.poll_counters(&mut bench.table, &bench.backend).unwrap();
         assert_eq!(bench.total(a), 5);
     }
@@ -613,13 +685,13 @@ mod tests {
     fn a_restarted_daemon_adopts_what_it_finds() {
         let mut before = Bench::new(memory());
         let (a, b) = (leg4(1), leg4(2));
-        before.table.pair(a, b, Some(1_000_000));
+        before.table.pair(a, b, Limit::own(Some(1_000_000)));
         before.step();
-        before.backend.forward(a.local, 4, 400);
+        before.backend.forward(a.key(), 4, 400);
         let writes = before.backend.writes();
 
         let mut after = Bench::new(before.backend);
-        after.table.pair(a, b, Some(1_000_000));
+        after.table.pair(a, b, Limit::own(Some(1_000_000)));
         assert_eq!(after.step(), ["installed 1", "installed 2"]);
         assert_eq!(after.backend.writes(), writes);
         after.reconciler.poll_counters(&mut after.table, &after.backend).unwrap();
@@ -630,7 +702,7 @@ mod tests {
     fn orphans_stay_while_packets_use_either_direction() {
         let mut before = Bench::new(memory());
         for (a, b) in [(leg4(1), leg4(2)), (leg4(3), leg4(4))] {
-            before.table.pair(a, b, None);
+            before.table.pair(a, b, FREE);
         }
         before.step();
 
@@ -640,7 +712,7 @@ mod tests {
         assert!(!after.backend.index_free(leg4(1).local));
         let mut events = Vec::new();
         for _ in 0..7 {
-            after.backend.forward(leg4(1).local, 1, 100);
+            after.backend.forward(leg4(1).key(), 1, 100);
             events.extend(after.pass(Duration::from_secs(10)));
         }
         assert_eq!(events, ["orphan 3", "orphan 4"]);
@@ -656,15 +728,15 @@ mod tests {
     fn a_long_table_is_compared_in_parts() {
         let mut bench = Bench::new(Memory::new(1 << 16, 2 * u32::from(MANY)));
         for port in 1..=MANY {
-            bench.table.pair(leg4(port), leg6(port), None);
+            bench.table.pair(leg4(port), leg6(port), FREE);
         }
         bench.step();
         while bench.reconciler.poll_timeout().is_some_and(|at| at <= bench.now) {
             assert!(bench.step().is_empty());
         }
-        let lost = [leg4(1), leg6(1), leg6(MANY - 1), leg4(MANY)].map(|leg| leg.local);
-        for local in lost {
-            bench.backend.remove(local).unwrap();
+        let lost = [leg4(1), leg6(1), leg6(MANY - 1), leg4(MANY)].map(|leg| leg.key());
+        for key in lost {
+            bench.backend.remove(key).unwrap();
         }
         bench.now += Duration::from_secs(5);
         let begin = bench.backend.writes();
@@ -681,7 +753,7 @@ mod tests {
     fn an_orphan_in_one_part_stays_while_its_other_direction_in_another_is_used() {
         let mut before = Bench::new(Memory::new(1 << 16, 4 * u32::from(MANY)));
         for port in 1..=MANY {
-            before.table.pair(leg4(port), leg4(2 * MANY + 1 - port), None);
+            before.table.pair(leg4(port), leg4(2 * MANY + 1 - port), FREE);
         }
         before.step();
 
@@ -690,10 +762,10 @@ mod tests {
         after.pass(Duration::ZERO);
         assert_eq!(after.reconciler.orphans(), 2 * usize::from(MANY));
         for _ in 0..7 {
-            after.backend.forward(leg4(2 * MANY).local, 1, 100);
+            after.backend.forward(leg4(2 * MANY).key(), 1, 100);
             after.pass(Duration::from_secs(10));
         }
-        assert_eq!(after.held(), [leg4(1).local, leg4(2 * MANY).local].into());
+        assert_eq!(after.held(), [leg4(1).key(), leg4(2 * MANY).key()].into());
         after.pass(Duration::from_secs(70));
         assert!(after.held().is_empty());
     }
@@ -709,7 +781,12 @@ mod tests {
     }
 
     fn any_leg() -> impl Strategy<Value = Leg> {
-        (any::<bool>(), 1u16..6).prop_map(|(v6, port)| if v6 { leg6(port) } else { leg4(port) })
+        let whole = (any::<bool>(), 1u16..6)
+            .prop_map(|(v6, port)| if v6 { leg6(port) } else { leg4(port) });
+        let client =
+            (any::<bool>(), 1u16..3, 0u16..3).prop_map(|(v6, it, channel)| client(v6, it, channel));
+        let peer = (any::<bool>(), 1u16..4, 1u16..3).prop_map(|(v6, it, port)| peer(v6, it, port));
+        prop_oneof![2 => whole, 1 => client, 1 => peer]
     }
 
     fn any_action() -> impl Strategy<Value = Action> {
@@ -726,21 +803,21 @@ mod tests {
 
     fn act(bench: &mut Bench<Chaos<Memory>>, action: Action) {
         match action {
-            Action::Pair(a, b) => bench.table.pair(a, b, None),
-            Action::Drain(from, to) => bench.table.drain(from, to, None),
-            Action::Unpair(leg) => drop(bench.table.unpair(leg.local)),
+            Action::Pair(a, b) => bench.table.pair(a, b, FREE),
+            Action::Drain(from, to) => bench.table.drain(from, to, FREE),
+            Action::Unpair(leg) => drop(bench.table.unpair(leg.key())),
             Action::Way(leg, way) => {
                 bench.ways.0.insert(leg.remote.ip(), way);
                 bench.table.next_hop_changed(leg.remote.ip());
             }
-            Action::Lose(leg) => drop(bench.backend.inner_mut().remove(leg.local)),
+            Action::Lose(leg) => drop(bench.backend.inner_mut().remove(leg.key())),
             Action::Time(ms) => drop(bench.pass(Duration::from_millis(ms.into()))),
         }
         bench.step();
     }
 
     /// What the backend should hold once nothing fails any more.
-    fn wanted(bench: &Bench<Chaos<Memory>>) -> BTreeMap<SocketAddr, Installed> {
+    fn wanted(bench: &Bench<Chaos<Memory>>) -> BTreeMap<FlowKey, Installed> {
         let views: Vec<_> = bench.table.iter().collect();
         let way = |flow: &Flow| bench.ways.next_hop(flow.to.remote.ip(), flow.to.local.ip());
         let mut wanted: BTreeMap<_, _> = views
@@ -751,17 +828,17 @@ mod tests {
             })
             .filter_map(|view| {
                 let next_hop = way(&view.flow)?;
-                Some((view.flow.from.local, Installed { flow: view.flow, next_hop }))
+                Some((view.flow.from.key(), Installed { flow: view.flow, next_hop }))
             })
             .collect();
         // A one-way translation to IPv6 needs a flow that comes back, and goes without.
         let translations: Vec<_> = wanted
             .values()
             .filter(|held| held.flow.from.local.is_ipv4() && held.flow.to.local.is_ipv6())
-            .filter(|held| !wanted.contains_key(&held.flow.to.local))
-            .map(|held| held.flow.from.local)
+            .filter(|held| !wanted.contains_key(&held.flow.to.key()))
+            .map(|held| held.flow.from.key())
             .collect();
-        wanted.retain(|local, _| !translations.contains(local));
+        wanted.retain(|key, _| !translations.contains(key));
         wanted
     }
 
@@ -782,15 +859,48 @@ mod tests {
             bench.pass(Duration::from_secs(90));
             let wanted = wanted(&bench);
             let list = bench.backend.list().unwrap();
-            let held: BTreeMap<_, _> = list.iter().map(|held| (held.flow.from.local, *held)).collect();
+            let held: BTreeMap<_, _> = list.iter().map(|held| (held.flow.from.key(), *held)).collect();
             prop_assert_eq!(&held, &wanted);
             for view in bench.table.iter() {
-                let local = view.flow.from.local;
-                prop_assert_eq!(view.state.is_installed(), held.contains_key(&local));
+                let key = view.flow.from.key();
+                prop_assert_eq!(view.state.is_installed(), held.contains_key(&key));
                 if let Some(partner) = view.partner {
-                    prop_assert_eq!(held.contains_key(&local), held.contains_key(&partner));
+                    prop_assert_eq!(held.contains_key(&key), held.contains_key(&partner));
                 }
             }
+        }
+
+        /// Tables so short that not everything fits hold what is said to be installed, and no more.
+        #[test]
+        fn what_does_not_fit_fails_visibly(
+            actions in proptest::collection::vec(any_action(), 1..60),
+            seed: u64,
+        ) {
+            let places = Places::new(1 << 3, 8, seed);
+            let mut bench = Bench::new(Chaos::new(Memory::in_places(places, 20), 0.2, seed));
+            for action in actions {
+                act(&mut bench, action);
+            }
+            bench.backend.set_probability(0.0);
+            bench.pass(Duration::from_secs(90));
+            let mut installed = BTreeSet::new();
+            for view in bench.table.iter() {
+                let key = view.flow.from.key();
+                match view.state {
+                    State::Installed => prop_assert!(installed.insert(key)),
+                    State::Pending => {}
+                    State::Failed(why) => {
+                        let expected = [
+                            "place in the port table taken (table_length)",
+                            "no place in the channel table (channel_table_length)",
+                            "no flow of the other direction",
+                            "all flows are in use",
+                        ];
+                        prop_assert!(expected.contains(&why.kind()), "{}", why);
+                    }
+                }
+            }
+            prop_assert_eq!(bench.held(), installed);
         }
 
         /// Even while calls fail, a pair that is at rest stands in both directions or in neither.
@@ -806,12 +916,12 @@ mod tests {
                 }
                 act(&mut bench, action);
                 let held = bench.backend.inner_mut().list().unwrap();
-                let held: BTreeSet<_> = held.iter().map(|held| held.flow.from.local).collect();
+                let held: BTreeSet<_> = held.iter().map(|held| held.flow.from.key()).collect();
                 for view in bench.table.iter() {
                     let Some(partner) = view.partner else { continue };
-                    let local = view.flow.from.local;
+                    let key = view.flow.from.key();
                     if view.state.is_installed() {
-                        prop_assert!(held.contains(&local) && held.contains(&partner));
+                        prop_assert!(held.contains(&key) && held.contains(&partner));
                     }
                 }
             }

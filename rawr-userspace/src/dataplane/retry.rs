@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
+
+use super::FlowKey;
 
 /// Flows to try again, by name and by time.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    flows: BTreeMap<SocketAddr, Retry>,
-    times: BTreeSet<(Instant, SocketAddr)>,
+    flows: BTreeMap<FlowKey, Retry>,
+    times: BTreeSet<(Instant, FlowKey)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -20,31 +21,25 @@ struct Retry {
 }
 
 impl Retries {
-    /// The flow at `local` has failed, perhaps again: after a pause of `first`, doubled for each
+    /// The flow at `key` has failed, perhaps again: after a pause of `first`, doubled for each
     /// time that it failed before, but of no more than `longest`, it is due.
-    pub(super) fn add(
-        &mut self,
-        now: Instant,
-        local: SocketAddr,
-        first: Duration,
-        longest: Duration,
-    ) {
-        let attempts = self.remove(local);
+    pub(super) fn add(&mut self, now: Instant, key: FlowKey, first: Duration, longest: Duration) {
+        let attempts = self.remove(key);
         let at = now + first.saturating_mul(1 << attempts.min(16)).min(longest);
-        self.flows.insert(local, Retry { attempts: attempts + 1, at });
-        self.times.insert((at, local));
+        self.flows.insert(key, Retry { attempts: attempts + 1, at });
+        self.times.insert((at, key));
     }
 
-    /// The flow at `local` needs no retry any more. How often it had failed.
-    pub(super) fn remove(&mut self, local: SocketAddr) -> u32 {
-        let Some(Retry { attempts, at }) = self.flows.remove(&local) else { return 0 };
-        self.times.remove(&(at, local));
+    /// The flow at `key` needs no retry any more. How often it had failed.
+    pub(super) fn remove(&mut self, key: FlowKey) -> u32 {
+        let Some(Retry { attempts, at }) = self.flows.remove(&key) else { return 0 };
+        self.times.remove(&(at, key));
         attempts
     }
 
     /// The flows that are due. They stay until they are removed.
-    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = SocketAddr> {
-        self.times.iter().take_while(move |(at, _)| *at <= now).map(|(_, local)| *local)
+    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = FlowKey> {
+        self.times.iter().take_while(move |(at, _)| *at <= now).map(|(_, key)| *key)
     }
 
     /// When the next one is due.

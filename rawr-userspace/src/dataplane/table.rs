@@ -224,7 +224,7 @@ mod tests {
                 while !done.load(Ordering::Relaxed) {
                     // SAFETY: the table outlives this thread.
                     let Some(entry) = (unsafe { Shared::open(reader.0) }) else { continue };
-                    let (first, last) = (entry.from().src, entry.recipe().reverse);
+                    let (first, last) = (entry.from().src, entry.recipe().rate);
                     if entry.check().is_some() {
                         assert_eq!(first, last.to_ne_bytes());
                         taken.fetch_add(1, Ordering::Relaxed);
@@ -236,8 +236,8 @@ mod tests {
                 generation += 1;
                 let byte = (generation % 251) as u8;
                 let from = Tuple4 { src: [byte; 4], ..Tuple4::default() };
-                let reverse = u32::from_ne_bytes([byte; 4]);
-                let recipe = Recipe { generation, reverse, ..Recipe::default() };
+                let rate = u32::from_ne_bytes([byte; 4]);
+                let recipe = Recipe { generation, rate, ..Recipe::default() };
                 table.write(0, &Flow4 { from, recipe, ..Flow4::default() });
             }
             done.store(true, Ordering::Relaxed);

@@ -21,6 +21,8 @@ pub struct Facts {
     pub open_files_ever: Option<u64>,
     /// net.core.rmem_max, in bytes.
     pub receive_buffer: Option<u64>,
+    /// Memory of the whole machine, in bytes.
+    pub memory: Option<u64>,
     /// net.ipv4.ip_local_port_range.
     pub ephemeral_ports: Option<(u16, u16)>,
     /// net.ipv4.ip_local_reserved_ports, as ranges.

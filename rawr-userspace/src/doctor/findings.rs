@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use rawr_common::flow;
+use rawr_common::flow::{self, Flow4, Flow6};
 
 use super::facts::{Facts, Interface, Kind, capability};
 use super::{Finding, Options, Severity};
@@ -35,6 +35,7 @@ pub fn judge(facts: &Facts, options: &Options) -> Vec<Finding> {
         bpffs(facts),
         open_files(facts, options),
         capacity(facts, options),
+        tables(facts, options),
         ports(facts, options),
         firewall(facts, options),
     ];
@@ -233,6 +234,28 @@ fn capacity(facts: &Facts, options: &Options) -> Finding {
         "add own addresses that differ in their last byte (ip addr add), widen the range of data \
          ports, or lengthen the tables (65,536 entries per address)",
     )
+}
+
+/// The memory of the kernel's tables, which it never gives back while the server runs.
+fn tables(facts: &Facts, options: &Options) -> Finding {
+    let about = About("tables");
+    let Options { table_length, channel_table_length, .. } = options;
+    let places = u64::from(*table_length) + u64::from(*channel_table_length);
+    let bytes = places * (size_of::<Flow4>() + size_of::<Flow6>()) as u64;
+    let what = format!(
+        "{} MB of the kernel's memory for {table_length} ports and {channel_table_length} channels of \
+         each family",
+        bytes.div_ceil(1_000_000),
+    );
+    match facts.memory {
+        Some(memory) if bytes > memory / 2 => about.finding(
+            Severity::Warn,
+            what,
+            format!("that is more than half of this machine's {} MB", memory / 1_000_000),
+            "set table_length and channel_table_length to less",
+        ),
+        _ => about.ok(what),
+    }
 }
 
 /// How many legs find a place of their own: distinct table indices of all (address, port).
@@ -526,6 +549,7 @@ mod tests {
             open_files: (1024, 1 << 20),
             open_files_ever: None,
             receive_buffer: Some(4 << 20),
+            memory: Some(1 << 30),
             ephemeral_ports: Some((32_768, 49_151)),
             reserved_ports: Vec::new(),
             conntrack: Some((10, 65_536)),
@@ -613,6 +637,7 @@ mod tests {
         assert!(trouble(|facts| facts.bpffs = false).fix.starts_with("mount"));
         assert_eq!(trouble(|facts| facts.jit = Some(0)).subject, "jit");
         assert_eq!(trouble(|facts| facts.receive_buffer = Some(212_992)).subject, "buffers");
+        assert_eq!(trouble(|facts| facts.memory = Some(32 << 20)).subject, "tables");
         assert_eq!(trouble(|facts| facts.neighbours = Some((900, 1024))).subject, "neighbours");
         assert_eq!(trouble(|facts| facts.conntrack = Some((60_000, 65_536))).subject, "conntrack");
         let files = trouble(|facts| facts.open_files = (1024, 4096));

@@ -35,6 +35,7 @@ pub(super) fn facts(options: &Options) -> Facts {
         open_files: getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default(),
         open_files_ever: sysctl("fs/nr_open"),
         receive_buffer: sysctl("net/core/rmem_max"),
+        memory: memory(),
         ephemeral_ports: ephemeral_ports(),
         reserved_ports: reserved_ports(),
         conntrack: sysctl("net/netfilter/nf_conntrack_count")
@@ -170,6 +171,12 @@ fn attached(attributes: &[LinkAttribute]) -> Option<Attached> {
 /// Reads a file below /proc/sys.
 fn sysctl<T: FromStr>(name: &str) -> Option<T> {
     read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().parse().ok()
+}
+
+fn memory() -> Option<u64> {
+    let info = read_to_string("/proc/meminfo").ok()?;
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 fn capabilities() -> Option<u64> {

@@ -27,8 +27,10 @@ pub struct Options {
     pub data_ports: RangeInclusive<u16>,
     /// STUN port.
     pub control_port: u16,
-    /// Entries of each flow table; a power of two.
+    /// Entries of each port table; a power of two.
     pub table_length: u32,
+    /// Entries of each channel table; a power of two.
+    pub channel_table_length: u32,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             data_ports: 49_152..=65_535,
             control_port: 3478,
             table_length: 1 << 16,
+            channel_table_length: 1 << 16,
         }
     }
 }

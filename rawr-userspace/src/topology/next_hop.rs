@@ -83,6 +83,21 @@ impl Topology {
         })
     }
 
+    /// How packets leave by the interface that has this address of ours, to a destination that is left
+    /// open; `None` if it is no address of an interface that sends Ethernet frames.
+    pub fn exit_of(&self, own: IpAddr) -> Option<NextHop> {
+        let has = self.addresses().find(|it| it.address.addr() == own)?;
+        let (wire, src_mac) = (self.wire_below(has.ifindex).ok()?, self.link(has.ifindex)?.mac?);
+        Some(NextHop {
+            ifindex: wire.ifindex,
+            src_mac,
+            dst_mac: [0; 6],
+            vlan: wire.vlan,
+            mtu: u16::try_from(wire.mtu).unwrap_or(u16::MAX),
+            tx: wire.tx,
+        })
+    }
+
     /// Goes down from an interface through its VLANs to the one that sends frames.
     fn wire_below(&self, oif: u32) -> Result<Wire, Unreachable> {
         let mut wire = Wire { ifindex: oif, vlan: VlanTags::default(), mtu: u32::MAX, tx: true };
@@ -128,7 +143,7 @@ fn tagged(inside: VlanTags, tag: (u16, u16)) -> Option<VlanTags> {
 mod tests {
     use super::*;
     use crate::topology::tests::{ethernet, neighbour};
-    use crate::topology::{Event, Link};
+    use crate::topology::{Address, Event, Link};
 
     const MAC: [u8; 6] = [2, 9, 9, 9, 9, 9];
 
@@ -155,6 +170,19 @@ mod tests {
 
     fn resolved(topology: &Topology, route: &RouteAnswer) -> NextHop {
         topology.next_hop(route, remote()).next_hop().unwrap()
+    }
+
+    #[test]
+    fn an_own_address_tells_the_exit_of_its_interface() {
+        let mut topology = topology([ethernet(2, "eth0"), vlan(3, 2, 7, 0x8100)]);
+        let own: IpAddr = "198.51.100.1".parse().unwrap();
+        assert_eq!(topology.exit_of(own), None);
+        let address = "198.51.100.1/24".parse().unwrap();
+        topology.apply(Event::Address(Address { ifindex: 3, address }));
+        let exit = topology.exit_of(own).unwrap();
+        assert_eq!((exit.ifindex, exit.mtu, exit.tx), (2, 1500, true));
+        assert_eq!(exit.vlan, VlanTags([Some((0x8100, 7)), None]));
+        assert_eq!(topology.exit_of(remote()), None, "another host of that subnet");
     }
 
     #[test]

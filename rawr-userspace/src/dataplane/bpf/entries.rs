@@ -1,23 +1,30 @@
-//! Which flow stands where in the two tables, and how entries are made of flows and read back.
+//! Which flow stands where in the tables, and how entries are made of flows and read back.
+
+mod adopt;
+mod listen;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::SocketAddr,
     ops::Bound,
 };
 
 use rawr_common::{
+    channel::PROBES,
     entry::{Account, Hop, Tags},
-    flow::{self, Exit, Flow4, Flow6, Rate, Recipe, Tuple4, Tuple6, VACANT, flags},
+    flow::{self, Channels, Exit, Flow4, Flow6, Place, Recipe, VACANT, flags},
 };
+use rawr_proto::ChannelNumber;
 
+pub(super) use self::adopt::Known;
 use super::{
     super::{
-        Counters, Flow, Leg, NextHop, VlanTags,
-        backend::{BackendError, Installed},
-        table::Table,
+        Counters, Flow, FlowKey, Leg, NextHop, RateLimits, Share, VlanTags,
+        backend::{BackendError, Installed, Usage},
+        place::Places,
+        tuple::{Tuple, arriving, ends4, ends6, leaving},
     },
-    rates::{self, Limit},
+    tables::{Shelf, Tables},
 };
 
 const CUSTOMER_TAG: u16 = 0x8100;
@@ -30,36 +37,31 @@ const SERVICE_TAG: u16 = 0x88a8;
 /// a new one, and so do all others that borrow from the same flow.
 #[derive(Debug)]
 pub(super) struct Entries {
-    v4: Table<Flow4>,
-    v6: Table<Flow6>,
-    table_mask: u32,
+    v4: Tables<Flow4>,
+    v6: Tables<Flow6>,
+    places: Places,
     generation: u32,
-    held: BTreeMap<SocketAddr, Held>,
+    held: BTreeMap<FlowKey, Held>,
+    /// The STUN ports at which the program answers by itself.
+    listeners: BTreeMap<FlowKey, Held>,
     /// The IPv4 flows that borrow from an IPv6 one.
-    borrowers: BTreeMap<SocketAddr, BTreeSet<SocketAddr>>,
+    borrowers: BTreeMap<FlowKey, BTreeSet<FlowKey>>,
     /// The IPv6 flow that each of them borrows from.
-    lenders: BTreeMap<SocketAddr, SocketAddr>,
+    lenders: BTreeMap<FlowKey, FlowKey>,
 }
 
 /// What is known of a flow besides its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
+    /// Where its entry is.
+    pub place: Place,
     /// Slot of its exit.
     pub exit: u8,
-    pub limit: Option<Limit>,
+    /// Index of its rate limit.
+    pub limit: Option<u32>,
 }
 
-/// What entries may build on when they are taken over.
-pub(super) struct Known<'a> {
-    /// Most flows at once.
-    pub flows: u32,
-    /// Reads the rate limit at an index.
-    pub limit: &'a dyn Fn(u32) -> Option<Rate>,
-    /// Whether there is an exit in a slot.
-    pub exit: &'a dyn Fn(u8) -> bool,
-}
-
-/// An entry of either table.
+/// An entry of either family.
 #[derive(Debug, PartialEq, Eq)]
 enum Entry {
     V4(Flow4),
@@ -67,121 +69,88 @@ enum Entry {
 }
 
 impl Entries {
-    /// Tables with whatever they hold. Entries that cannot have been meant as they stand become vacant.
-    ///
-    /// # Panics
-    ///
-    /// If the tables' length is not the same power of two.
-    pub(super) fn adopt(v4: Table<Flow4>, v6: Table<Flow6>, known: &Known<'_>) -> Self {
-        assert!(v4.len() == v6.len() && v4.len().is_power_of_two(), "tables' lengths");
-        let table_mask = v4.len() - 1;
-        let mut entries = Self {
-            v4,
-            v6,
-            table_mask,
-            generation: VACANT,
-            held: BTreeMap::new(),
-            borrowers: BTreeMap::new(),
-            lenders: BTreeMap::new(),
-        };
-        let mut limits = BTreeSet::new();
-        for index in 0..=table_mask {
-            entries.adopt_v6(index, known, &mut limits);
-        }
-        for index in 0..=table_mask {
-            entries.adopt_v4(index, known, &mut limits);
-        }
-        entries
-    }
-
-    /// Whether `flow` may stand where it would.
-    pub(super) fn check(&self, flow: &Flow) -> Result<(), BackendError> {
+    /// Where `flow` stands, or may stand if it does not yet.
+    pub(super) fn check(&self, flow: &Flow) -> Result<Place, BackendError> {
         for leg in [flow.from, flow.to] {
             if !is_suited(leg) {
                 return Err(BackendError::Unsuited { local: leg.local, remote: leg.remote });
             }
         }
-        let local = flow.from.local;
-        if let Some(occupant) = self.occupant(local).filter(|&occupant| occupant != local) {
-            return Err(BackendError::IndexTaken { local, occupant });
+        let key = flow.from.key();
+        let place = match self.held.get(&key) {
+            Some(held) => held.place,
+            None => self.vacancy(flow.from)?,
+        };
+        if borrows(flow) && self.arrival(flow.to.key()) != Some(flow.to) {
+            return Err(BackendError::NoReverse { key, reverse: flow.to.key() });
         }
-        if borrows(flow) && self.arrival(flow.to.local) != Some(flow.to) {
-            return Err(BackendError::NoReverse { local, reverse: flow.to.local });
-        }
-        Ok(())
+        Ok(place)
     }
 
     /// Writes a flow that has been [checked](Self::check), in place of what stands there; where
     /// nothing does, its counters start at zero. Returns what was held by flows that have gone, because
     /// they borrowed from what this one was before.
     pub(super) fn write(&mut self, flow: &Flow, dst_mac: [u8; 6], held: Held) -> Vec<Held> {
-        let local = flow.from.local;
-        let index = self.index(local);
-        let before = self.arrival(local);
-        self.give_back(local);
+        let (key, place) = (flow.from.key(), held.place);
+        let before = self.arrival(key);
+        self.give_back(key);
         let gone = match before {
-            Some(before) if before != flow.from => self.vacate_borrowers(local),
+            Some(before) if before != flow.from => self.vacate_borrowers(key),
             Some(_) => Vec::new(),
             None => {
-                self.reset_counters(local);
+                self.shelf_mut(&key).reset_counters(place);
                 Vec::new()
             }
         };
         let generation = self.next_generation();
-        let lender = if borrows(flow) { flow.to.local } else { local };
+        let lender = if borrows(flow) { flow.to.key() } else { key };
         if borrows(flow) {
-            self.v4.vacate(index);
-            self.borrow(local, lender);
-            self.v6.set_generation(self.index(lender), generation);
+            self.v4.vacate(place);
+            self.borrow(key, lender);
+            if let Some(held) = self.held.get(&lender) {
+                self.v6.set_generation(held.place, generation);
+            }
         }
         match self.entry(flow, dst_mac, held, generation) {
-            Entry::V4(entry) => self.v4.write(index, &entry),
-            Entry::V6(entry) => self.v6.write(index, &entry),
+            Some(Entry::V4(entry)) => self.v4.write(place, &entry),
+            Some(Entry::V6(entry)) => self.v6.write(place, &entry),
+            None => {}
         }
-        for &borrower in self.borrowers.get(&lender).into_iter().flatten() {
-            self.v4.set_generation(self.index(borrower), generation);
+        for borrower in self.borrowers.get(&lender).into_iter().flatten() {
+            if let Some(held) = self.held.get(borrower) {
+                self.v4.set_generation(held.place, generation);
+            }
         }
-        self.held.insert(local, held);
+        self.held.insert(key, held);
         gone
     }
 
-    /// Takes out the flow of `local` and those that borrow from it, and returns what they held.
-    pub(super) fn vacate(&mut self, local: SocketAddr) -> Vec<Held> {
-        let Some(held) = self.held.remove(&local) else { return Vec::new() };
-        let mut gone = self.vacate_borrowers(local);
-        self.give_back(local);
-        let index = self.index(local);
-        match local {
-            SocketAddr::V4(_) => self.v4.vacate(index),
-            SocketAddr::V6(_) => self.v6.vacate(index),
-        }
+    /// Takes out a flow and those that borrow from it, and returns what they held, its own last.
+    pub(super) fn vacate(&mut self, key: FlowKey) -> Vec<Held> {
+        let Some(held) = self.held.remove(&key) else { return Vec::new() };
+        let mut gone = self.vacate_borrowers(key);
+        self.give_back(key);
+        self.shelf_mut(&key).vacate(held.place);
         gone.push(held);
         gone
     }
 
-    /// Whether exactly this flow stands there, in force.
+    /// Whether exactly this flow stands there, in force, whatever its limits are.
     pub(super) fn holds(&self, flow: &Flow, exit: u8, dst_mac: [u8; 6]) -> bool {
-        let local = flow.from.local;
-        let Some(&held) = self.held.get(&local) else { return false };
-        let index = self.index(local);
-        let stands = match local {
-            SocketAddr::V4(_) => Entry::V4(self.v4.read(index)),
-            SocketAddr::V6(_) => Entry::V6(self.v6.read(index)),
-        };
+        let key = flow.from.key();
+        let Some(&held) = self.held.get(&key) else { return false };
+        let stands = self.entry_at(&key, held.place);
         let generation = stands.recipe().generation;
+        let reverse = self.held.get(&flow.to.key());
         let in_force = !borrows(flow)
-            || (self.v6.generation(self.index(flow.to.local)) == generation
-                && self.arrival(flow.to.local) == Some(flow.to));
-        let wanted = flow.rate.map(|rate| rates::full(rate).ns_per_kib);
-        in_force
-            && held.exit == exit
-            && held.limit.map(|limit| limit.ns_per_kib) == wanted
-            && stands == self.entry(flow, dst_mac, held, generation)
+            || (reverse.is_some_and(|it| self.v6.generation(it.place) == generation)
+                && self.arrival(flow.to.key()) == Some(flow.to));
+        in_force && held.exit == exit && self.entry(flow, dst_mac, held, generation) == Some(stands)
     }
 
-    /// The flow of `local`, if there is one.
-    pub(super) fn get(&self, local: SocketAddr) -> Option<Held> {
-        self.held.get(&local).copied()
+    /// What is known of a flow, if it is there.
+    pub(super) fn get(&self, key: FlowKey) -> Option<Held> {
+        self.held.get(&key).copied()
     }
 
     /// How many flows there are.
@@ -194,54 +163,65 @@ impl Entries {
         self.held.values()
     }
 
-    /// The first `most` flows behind `after`, in the order of their local addresses, by way of the
-    /// exits in their slots.
+    /// The first `most` flows behind `after`, in the order of their keys, by way of the exits in their
+    /// slots and within the limits at their indices.
     pub(super) fn list_after(
         &self,
-        after: Bound<SocketAddr>,
+        after: Bound<FlowKey>,
         most: usize,
         exit: impl Fn(u8) -> Exit,
+        limits: impl Fn(Option<u32>) -> RateLimits,
     ) -> Vec<Installed> {
         let behind = self.held.range((after, Bound::Unbounded)).take(most);
-        behind.map(|(&local, held)| self.decode(local, held, &exit(held.exit))).collect()
+        let read = |(key, held): (&FlowKey, &Held)| {
+            let (from, to, recipe) = self.decode(key, held.place)?;
+            let flow = Flow { from, to, limits: limits(held.limit) };
+            Some(Installed { flow, next_hop: next_hop(&exit(held.exit), recipe.dst_mac) })
+        };
+        behind.filter_map(read).collect()
     }
 
-    /// What the flow of `local`, or the last one in its place, has forwarded.
-    pub(super) fn counters(&self, local: SocketAddr) -> Counters {
-        let index = self.index(local);
-        let flow::Counters { packets, bytes } = match local {
-            SocketAddr::V4(_) => self.v4.counters(index),
-            SocketAddr::V6(_) => self.v6.counters(index),
-        };
+    /// What a flow has forwarded that stands in this place, or has stood there last.
+    pub(super) fn counters(&self, key: FlowKey, place: Place) -> Counters {
+        let flow::Counters { packets, bytes } = self.shelf(&key).counters(place);
         Counters { packets, bytes }
     }
 
-    /// Whose flow stands where that of `local` would.
-    pub(super) fn occupant(&self, local: SocketAddr) -> Option<SocketAddr> {
-        let index = self.index(local);
-        let leg = match local {
-            SocketAddr::V4(_) => self.v4.occupied(index).map(|entry| leg4(&entry.from)),
-            SocketAddr::V6(_) => self.v6.occupied(index).map(|entry| leg6(&entry.from)),
-        };
-        leg.map(|leg| leg.local)
+    /// Whether a data port may be handed out.
+    pub(super) fn index_free(&self, local: SocketAddr) -> bool {
+        let key = FlowKey::port(local);
+        let next = self.held.range(key..).next();
+        self.shelf(&key).is_vacant(Place::Port(self.places.index(local)))
+            && next.is_none_or(|(next, _)| next.local() != key.local())
     }
 
-    /// The leg that the flow of `local` serves, if there is one.
-    fn arrival(&self, local: SocketAddr) -> Option<Leg> {
-        self.held.get(&local)?;
-        let index = self.index(local);
-        Some(match local {
-            SocketAddr::V4(_) => leg4(&self.v4.read(index).from),
-            SocketAddr::V6(_) => leg6(&self.v6.read(index).from),
-        })
+    /// How full the tables are.
+    pub(super) fn usage(&self) -> Usage {
+        let taken = self.held.iter().map(|(key, held)| (key.is_ipv6(), held.place));
+        Usage::of(self.places.lengths(), taken)
     }
 
-    fn index(&self, local: SocketAddr) -> u32 {
-        let last_byte = match local.ip() {
-            IpAddr::V4(ip) => ip.octets()[3],
-            IpAddr::V6(ip) => ip.octets()[15],
-        };
-        flow::index(last_byte, local.port(), self.table_mask)
+    /// The best vacant place for what arrives on `leg`.
+    fn vacancy(&self, leg: Leg) -> Result<Place, BackendError> {
+        let key = leg.key();
+        let shelf = self.shelf(&key);
+        if let Some(place) = self.places.of(leg).find(|&place| shelf.is_vacant(place)) {
+            return Ok(place);
+        }
+        match leg.share {
+            Share::Whole => {
+                let place = Place::Port(self.places.index(leg.local));
+                let occupant = self.entry_at(&key, place).arrival().key();
+                Err(BackendError::IndexTaken { key, occupant })
+            }
+            Share::Shared { .. } => Err(BackendError::NoPlace { key, probes: PROBES }),
+        }
+    }
+
+    /// The leg that a flow serves, if it is there.
+    fn arrival(&self, key: FlowKey) -> Option<Leg> {
+        let held = self.held.get(&key)?;
+        Some(self.entry_at(&key, held.place).arrival())
     }
 
     fn next_generation(&mut self) -> u32 {
@@ -252,31 +232,25 @@ impl Entries {
         self.generation
     }
 
-    fn reset_counters(&mut self, local: SocketAddr) {
-        let index = self.index(local);
-        match local {
-            SocketAddr::V4(_) => self.v4.reset_counters(index),
-            SocketAddr::V6(_) => self.v6.reset_counters(index),
-        }
-    }
-
-    fn vacate_borrowers(&mut self, lender: SocketAddr) -> Vec<Held> {
+    fn vacate_borrowers(&mut self, lender: FlowKey) -> Vec<Held> {
         let borrowers = self.borrowers.remove(&lender).unwrap_or_default();
         let mut gone = Vec::new();
         for borrower in borrowers {
-            self.v4.vacate(self.index(borrower));
             self.lenders.remove(&borrower);
-            gone.extend(self.held.remove(&borrower));
+            if let Some(held) = self.held.remove(&borrower) {
+                self.v4.vacate(held.place);
+                gone.push(held);
+            }
         }
         gone
     }
 
-    fn borrow(&mut self, borrower: SocketAddr, lender: SocketAddr) {
+    fn borrow(&mut self, borrower: FlowKey, lender: FlowKey) {
         self.borrowers.entry(lender).or_default().insert(borrower);
         self.lenders.insert(borrower, lender);
     }
 
-    fn give_back(&mut self, borrower: SocketAddr) {
+    fn give_back(&mut self, borrower: FlowKey) {
         let Some(lender) = self.lenders.remove(&borrower) else { return };
         if let Some(borrowers) = self.borrowers.get_mut(&lender) {
             borrowers.remove(&borrower);
@@ -286,94 +260,54 @@ impl Entries {
         }
     }
 
-    fn entry(&self, flow: &Flow, dst_mac: [u8; 6], held: Held, generation: u32) -> Entry {
+    /// The entry of a flow; `None` if it borrows from one that is not there.
+    fn entry(&self, flow: &Flow, dst_mac: [u8; 6], held: Held, generation: u32) -> Option<Entry> {
         let hop = Hop { exit: held.exit, dst_mac };
-        let account = Account { generation, rate: held.limit.map(|limit| limit.index) };
-        match (arriving(flow.from), leaving(flow.to)) {
+        let account = Account { generation, rate: held.limit };
+        let number = |leg: Leg| leg.channel().map(ChannelNumber::number);
+        let channels = Channels::new(number(flow.from), number(flow.to));
+        let entry = match (arriving(flow.from), leaving(flow.to)) {
             (Tuple::V4(from), Tuple::V4(to)) => Entry::V4(Flow4::new(from, to, hop, account)),
             (Tuple::V6(from), Tuple::V6(to)) => Entry::V6(Flow6::new(from, to, hop, account)),
             (Tuple::V6(from), Tuple::V4(to)) => Entry::V6(Flow6::to_ipv4(from, to, hop, account)),
             (Tuple::V4(from), Tuple::V6(to)) => {
-                let reverse = self.index(flow.to.local);
+                let reverse = self.held.get(&flow.to.key())?.place;
                 Entry::V4(Flow4::to_ipv6(from, &to, reverse, hop, account))
             }
-        }
-    }
-
-    fn decode(&self, local: SocketAddr, held: &Held, exit: &Exit) -> Installed {
-        let index = self.index(local);
-        let (from, to, recipe) = match local {
-            SocketAddr::V4(_) => {
-                let entry = self.v4.read(index);
-                let to = match entry.recipe.flags & flags::TO_IPV6 {
-                    0 => mirrored(leg4(&entry.to)),
-                    _ => leg6(&self.v6.read(entry.recipe.reverse).from),
-                };
-                (leg4(&entry.from), to, entry.recipe)
-            }
-            SocketAddr::V6(_) => {
-                let entry = self.v6.read(index);
-                let to = match entry.recipe.flags & flags::TO_IPV6 {
-                    0 => mirrored(leg4(&entry.to4)),
-                    _ => mirrored(leg6(&entry.to6)),
-                };
-                (leg6(&entry.from), to, entry.recipe)
-            }
         };
-        let per_second = |limit: Limit| 1024 * 1_000_000_000 / u64::from(limit.ns_per_kib.max(1));
-        let rate = held.limit.map(per_second);
-        Installed { flow: Flow { from, to, rate }, next_hop: next_hop(exit, recipe.dst_mac) }
+        Some(entry.over(channels).sharing(flow))
     }
 
-    fn adopt_v6(&mut self, index: u32, known: &Known<'_>, limits: &mut BTreeSet<u32>) {
-        let Some(entry) = self.v6.occupied(index) else { return };
-        let local = leg6(&entry.from).local;
-        if self.index(local) != index || !self.adopt_held(local, &entry.recipe, known, limits) {
-            self.v6.vacate(index);
-        }
-    }
-
-    fn adopt_v4(&mut self, index: u32, known: &Known<'_>, limits: &mut BTreeSet<u32>) {
-        let Some(entry) = self.v4.occupied(index) else { return };
-        let (local, recipe) = (leg4(&entry.from).local, entry.recipe);
-        let mut sound = self.index(local) == index;
-        let mut lender = None;
-        if recipe.flags & flags::TO_IPV6 != 0 {
-            let reverse = (recipe.reverse <= self.table_mask).then(|| self.v6.read(recipe.reverse));
-            lender = reverse
-                .filter(|reverse| reverse.recipe.generation == recipe.generation)
-                .map(|reverse| leg6(&reverse.from).local);
-            sound &= lender.is_some();
-        }
-        if !sound || !self.adopt_held(local, &recipe, known, limits) {
-            self.v4.vacate(index);
-        } else if let Some(lender) = lender {
-            self.borrow(local, lender);
-        }
-    }
-
-    /// Takes over what a flow holds, unless that cannot be: `limits` are those that others hold.
-    fn adopt_held(
-        &mut self,
-        local: SocketAddr,
-        recipe: &Recipe,
-        known: &Known<'_>,
-        limits: &mut BTreeSet<u32>,
-    ) -> bool {
-        if self.held.len() >= known.flows as usize || !(known.exit)(recipe.exit) {
-            return false;
-        }
-        let mut limit = None;
-        if recipe.flags & flags::RATED != 0 {
-            let Some(rate) = (known.limit)(recipe.rate) else { return false };
-            if !limits.insert(recipe.rate) {
-                return false;
+    /// The legs of the flow that stands in a place, and how its packets leave; `None` if it borrows from
+    /// one that is not there.
+    fn decode(&self, key: &FlowKey, place: Place) -> Option<(Leg, Leg, Recipe)> {
+        let entry = self.entry_at(key, place);
+        let recipe = *entry.recipe();
+        let shared = share(recipe.channels.leaving(), recipe.flags & flags::SHARES_TO != 0);
+        let to = match &entry {
+            Entry::V4(entry) => match entry.reverse() {
+                Some(_) => self.arrival(*self.lenders.get(key)?)?,
+                None => departure(ends4(&entry.to), shared),
+            },
+            Entry::V6(entry) if recipe.flags & flags::TO_IPV6 == 0 => {
+                departure(ends4(&entry.to4), shared)
             }
-            limit = Some(Limit { index: recipe.rate, ns_per_kib: rate.ns_per_kib });
-        }
-        self.held.insert(local, Held { exit: recipe.exit, limit });
-        self.generation = self.generation.max(recipe.generation);
-        true
+            Entry::V6(entry) => departure(ends6(&entry.to6), shared),
+        };
+        Some((entry.arrival(), to, recipe))
+    }
+
+    fn entry_at(&self, key: &FlowKey, place: Place) -> Entry {
+        if key.is_ipv6() { Entry::V6(self.v6.read(place)) } else { Entry::V4(self.v4.read(place)) }
+    }
+
+    /// The tables that a flow stands in.
+    fn shelf(&self, key: &FlowKey) -> &dyn Shelf {
+        if key.is_ipv6() { &self.v6 } else { &self.v4 }
+    }
+
+    fn shelf_mut(&mut self, key: &FlowKey) -> &mut dyn Shelf {
+        if key.is_ipv6() { &mut self.v6 } else { &mut self.v4 }
     }
 }
 
@@ -384,6 +318,51 @@ impl Entry {
             Self::V6(entry) => &entry.recipe,
         }
     }
+
+    /// The same for ChannelData.
+    fn over(self, channels: Channels) -> Self {
+        match self {
+            Self::V4(entry) => Self::V4(entry.over(channels)),
+            Self::V6(entry) => Self::V6(entry.over(channels)),
+        }
+    }
+
+    /// The same with a note of which legs share their ports, for whoever takes the entry over.
+    fn sharing(mut self, flow: &Flow) -> Self {
+        let recipe = match &mut self {
+            Self::V4(entry) => &mut entry.recipe,
+            Self::V6(entry) => &mut entry.recipe,
+        };
+        let is_shared = |leg: Leg| leg.share != Share::Whole;
+        recipe.flags |= if is_shared(flow.from) { flags::SHARES_FROM } else { 0 };
+        recipe.flags |= if is_shared(flow.to) { flags::SHARES_TO } else { 0 };
+        self
+    }
+
+    /// The leg that its flow serves.
+    fn arrival(&self) -> Leg {
+        let recipe = self.recipe();
+        let share = share(recipe.channels.arriving(), recipe.flags & flags::SHARES_FROM != 0);
+        let (remote, local) = match self {
+            Self::V4(entry) => ends4(&entry.from),
+            Self::V6(entry) => ends6(&entry.from),
+        };
+        Leg { local, remote, share }
+    }
+}
+
+/// How a leg is told from others, as an entry says it.
+fn share(channel: Option<u16>, is_shared: bool) -> Share {
+    if is_shared {
+        Share::Shared { channel: channel.and_then(ChannelNumber::new) }
+    } else {
+        Share::Whole
+    }
+}
+
+/// The leg on which packets leave with this source and destination.
+fn departure((local, remote): (SocketAddr, SocketAddr), share: Share) -> Leg {
+    Leg { local, remote, share }
 }
 
 /// The exit that leads to `next_hop`.
@@ -431,73 +410,47 @@ fn is_suited(leg: Leg) -> bool {
     leg.local.is_ipv4() == leg.remote.is_ipv4() && !scoped(leg.local) && !scoped(leg.remote)
 }
 
-enum Tuple {
-    V4(Tuple4),
-    V6(Tuple6),
-}
-
-/// How packets arrive on `leg`, which is of one family.
-fn arriving(leg: Leg) -> Tuple {
-    tuple(leg.remote, leg.local)
-}
-
-/// How packets leave on it.
-fn leaving(leg: Leg) -> Tuple {
-    tuple(leg.local, leg.remote)
-}
-
-fn tuple(src: SocketAddr, dst: SocketAddr) -> Tuple {
-    let (src_port, dst_port) = (src.port().to_be_bytes(), dst.port().to_be_bytes());
-    match (src.ip(), dst.ip()) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            Tuple::V4(Tuple4 { src: src.octets(), dst: dst.octets(), src_port, dst_port })
-        }
-        (src, dst) => {
-            let octets = |ip: IpAddr| match ip {
-                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                IpAddr::V6(ip) => ip.octets(),
-            };
-            Tuple::V6(Tuple6 { src: octets(src), dst: octets(dst), src_port, dst_port })
-        }
-    }
-}
-
-/// The leg whose packets arrive with these addresses.
-fn leg4(tuple: &Tuple4) -> Leg {
-    let addr = |ip: [u8; 4], port| SocketAddrV4::new(ip.into(), u16::from_be_bytes(port)).into();
-    Leg { local: addr(tuple.dst, tuple.dst_port), remote: addr(tuple.src, tuple.src_port) }
-}
-
-/// The leg whose packets arrive with these addresses.
-fn leg6(tuple: &Tuple6) -> Leg {
-    let addr =
-        |ip: [u8; 16], port| SocketAddrV6::new(ip.into(), u16::from_be_bytes(port), 0, 0).into();
-    Leg { local: addr(tuple.dst, tuple.dst_port), remote: addr(tuple.src, tuple.src_port) }
-}
-
-fn mirrored(leg: Leg) -> Leg {
-    Leg { local: leg.remote, remote: leg.local }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
+    use rawr_common::flow::Tuple4;
 
     use super::{
-        super::super::{backend::Backend, memory::Memory},
+        super::super::{
+            backend::{Backend, Filling},
+            memory::Memory,
+            table::Table,
+        },
         *,
     };
 
-    const TABLE: u32 = 16;
+    const FREE: RateLimits = [None, None];
+    const PORTS: u32 = 16;
+    const CHANNELS: u32 = 8;
 
-    fn entries() -> Entries {
-        let (v4, v6) = (Table::anonymous(TABLE).unwrap(), Table::anonymous(TABLE).unwrap());
-        Entries::adopt(v4, v6, &known())
+    fn places() -> Places {
+        Places::new(PORTS, CHANNELS, 77)
     }
 
-    /// Room for 1000 flows, no limits, the exits of [`way`].
-    fn known() -> Known<'static> {
-        Known { flows: 1000, limit: &|_| None, exit: &|slot| slot < 2 }
+    fn entries() -> Entries {
+        fn tables<E: rawr_common::shared::Entry>() -> Tables<E> {
+            let (ports, channels) = (Table::anonymous(PORTS), Table::anonymous(CHANNELS));
+            Tables { ports: ports.unwrap(), channels: channels.unwrap() }
+        }
+        adopt(tables(), tables(), 1000)
+    }
+
+    /// With room for so many flows, any limits, and the exits of [`way`].
+    fn adopt(v4: Tables<Flow4>, v6: Tables<Flow6>, flows: u32) -> Entries {
+        let mut known = Known { flows, limit: &mut |index| index < 100, exit: &|slot| slot < 2 };
+        Entries::adopt(v4, v6, places(), &mut known)
+    }
+
+    fn restarted(entries: Entries) -> Entries {
+        let Entries { v4, v6, .. } = entries;
+        adopt(v4, v6, 1000)
     }
 
     /// The exit of [`way`] in this slot.
@@ -511,17 +464,31 @@ mod tests {
     }
 
     fn all(entries: &Entries) -> Vec<Installed> {
-        entries.list_after(Bound::Unbounded, usize::MAX, exit_in)
+        entries.list_after(Bound::Unbounded, usize::MAX, exit_in, |_| FREE)
     }
 
-    fn leg(v6: bool, port: u16, remote: u8) -> Leg {
+    fn ends(v6: bool, port: u16, remote: u8) -> (SocketAddr, SocketAddr) {
         let (local, far): (IpAddr, IpAddr) = if v6 {
             ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(), [0x2001, 0xdb8, 1, 0, 0, 0, 0, 9].into())
         } else {
             ([192, 0, 2, 1].into(), [198, 51, 100, 9].into())
         };
-        let (local, far) = ((local, port).into(), (far, 4000 + u16::from(remote)).into());
-        Leg { local, remote: far }
+        ((local, port).into(), (far, 4000 + u16::from(remote)).into())
+    }
+
+    fn leg(v6: bool, port: u16, remote: u8) -> Leg {
+        let (local, remote) = ends(v6, port, remote);
+        Leg::whole(local, remote)
+    }
+
+    fn client(v6: bool, remote: u8, channel: u16) -> Leg {
+        let (local, remote) = ends(v6, 3478, remote);
+        Leg::shared(local, remote, ChannelNumber::new(0x4000 + channel))
+    }
+
+    fn peer(v6: bool, port: u16, remote: u8) -> Leg {
+        let (local, remote) = ends(v6, port, remote);
+        Leg::shared(local, remote, None)
     }
 
     fn way(router: u8) -> NextHop {
@@ -536,9 +503,8 @@ mod tests {
     }
 
     fn install(entries: &mut Entries, flow: &Flow, next_hop: &NextHop) -> Result<(), BackendError> {
-        entries.check(flow)?;
-        let limit = |rate| Limit { index: 5, ns_per_kib: rates::full(rate).ns_per_kib };
-        let held = Held { exit: slot_of(next_hop), limit: flow.rate.map(limit) };
+        let place = entries.check(flow)?;
+        let held = Held { place, exit: slot_of(next_hop), limit: None };
         entries.write(flow, next_hop.dst_mac, held);
         Ok(())
     }
@@ -547,25 +513,36 @@ mod tests {
         entries.holds(flow, slot_of(next_hop), next_hop.dst_mac)
     }
 
+    fn counters(entries: &Entries, key: FlowKey) -> Option<Counters> {
+        entries.get(key).map(|held| entries.counters(key, held.place))
+    }
+
     /// Counts a packet as the kernel would.
-    fn forward(entries: &Entries, local: SocketAddr, bytes: u16) {
-        let index = entries.index(local);
-        match local {
-            SocketAddr::V4(_) => entries.v4.open(index).unwrap().meter().count(bytes),
-            SocketAddr::V6(_) => entries.v6.open(index).unwrap().meter().count(bytes),
+    fn forward(entries: &Entries, key: FlowKey, bytes: u16) {
+        let place = entries.get(key).unwrap().place;
+        if key.is_ipv6() {
+            let (table, index) = entries.v6.table(place);
+            table.open(index).unwrap().meter().count(bytes);
+        } else {
+            let (table, index) = entries.v4.table(place);
+            table.open(index).unwrap().meter().count(bytes);
         }
     }
 
-    /// What a reader in the kernel would make of the flow: in force only if all generations agree.
-    fn in_force(entries: &Entries, local: SocketAddr) -> bool {
-        let index = entries.index(local);
-        match local {
-            SocketAddr::V6(_) => entries.v6.occupied(index).is_some(),
-            SocketAddr::V4(_) => entries.v4.occupied(index).is_some_and(|entry| {
-                entry.recipe.flags & flags::TO_IPV6 == 0
-                    || entries.v6.generation(entry.recipe.reverse) == entry.recipe.generation
-            }),
-        }
+    /// What a reader in the kernel would make of the flow: in force only if it is found where the kernel
+    /// looks, and all generations agree.
+    fn in_force(entries: &Entries, flow: &Flow) -> bool {
+        let key = flow.from.key();
+        let Some(held) = entries.get(key) else { return false };
+        entries.places.of(flow.from).any(|place| place == held.place)
+            && if key.is_ipv6() {
+                entries.v6.occupied(held.place).is_some()
+            } else {
+                entries.v4.occupied(held.place).is_some_and(|entry| {
+                    let generation = entry.recipe.generation;
+                    entry.reverse().is_none_or(|it| entries.v6.generation(it) == generation)
+                })
+            }
     }
 
     #[derive(Clone, Debug)]
@@ -577,12 +554,17 @@ mod tests {
     }
 
     fn any_leg() -> impl Strategy<Value = Leg> {
-        (any::<bool>(), 0u16..24, 0u8..2).prop_map(|(v6, port, remote)| leg(v6, port, remote))
+        let v6 = any::<bool>;
+        prop_oneof![
+            2 => (v6(), 0u16..24, 0u8..2).prop_map(|(v6, port, remote)| leg(v6, port, remote)),
+            1 => (v6(), 0u8..4, 0u16..4).prop_map(|(v6, it, channel)| client(v6, it, channel)),
+            1 => (v6(), 30u16..34, 2u8..6).prop_map(|(v6, port, it)| peer(v6, port, it)),
+        ]
     }
 
     fn any_action() -> impl Strategy<Value = Action> {
         let install = (any_leg(), any_leg(), 0u8..3)
-            .prop_filter("two legs", |(from, to, _)| from.local != to.local)
+            .prop_filter("two legs", |(from, to, _)| from.key() != to.key())
             .prop_map(|(from, to, router)| Action::Install { from, to, router });
         prop_oneof![
             12 => install,
@@ -599,12 +581,12 @@ mod tests {
             actions in proptest::collection::vec(any_action(), 1..120)
         ) {
             let mut entries = entries();
-            let mut memory = Memory::new(TABLE, 1000);
+            let mut memory = Memory::in_places(places(), 1000);
             let mut generations = BTreeSet::new();
             for action in actions {
                 match action {
                     Action::Install { from, to, router } => {
-                        let flow = Flow { from, to, rate: None };
+                        let flow = Flow { from, to, limits: FREE };
                         let outcome = install(&mut entries, &flow, &way(router));
                         let expected = memory.install(&flow, &way(router));
                         let text = |outcome: &Result<_, BackendError>| {
@@ -617,36 +599,39 @@ mod tests {
                         }
                     }
                     Action::Remove(leg) => {
-                        let gone = entries.vacate(leg.local);
-                        let expected = memory.remove(leg.local).unwrap();
-                        let counters = (!gone.is_empty()).then(|| entries.counters(leg.local));
-                        prop_assert_eq!(counters, expected);
+                        let key = leg.key();
+                        let gone = entries.vacate(key);
+                        let expected = memory.remove(key).unwrap();
+                        let last = gone.last().map(|held| entries.counters(key, held.place));
+                        prop_assert_eq!(last, expected);
                     }
                     Action::Forward(leg, bytes) => {
-                        if memory.forward(leg.local, 1, bytes.into()) {
-                            forward(&entries, leg.local, bytes);
+                        if memory.forward(leg.key(), 1, bytes.into()) {
+                            forward(&entries, leg.key(), bytes);
                         }
                     }
                     Action::Restart => {
-                        let Entries { v4, v6, .. } = entries;
-                        entries = Entries::adopt(v4, v6, &known());
+                        entries = restarted(entries);
                         // No reader takes as long as a restart.
                         generations.clear();
                     }
                 }
                 prop_assert_eq!(all(&entries), memory.list().unwrap());
+                prop_assert_eq!(entries.usage(), memory.usage());
                 for installed in all(&entries) {
                     let Installed { flow, next_hop } = installed;
-                    let local = flow.from.local;
-                    prop_assert!(in_force(&entries, local));
+                    let key = flow.from.key();
+                    prop_assert!(in_force(&entries, &flow));
                     prop_assert!(holds(&entries, &flow, &next_hop));
-                    prop_assert_eq!(Some(entries.counters(local)), memory.counters(local).unwrap());
+                    prop_assert_eq!(counters(&entries, key), memory.counters(key).unwrap());
                 }
-                let occupied = |index| {
-                    u32::from(entries.v4.occupied(index).is_some())
-                        + u32::from(entries.v6.occupied(index).is_some())
-                };
-                prop_assert_eq!((0..TABLE).map(occupied).sum::<u32>() as usize, entries.len());
+                for leg in [leg(false, 7, 0), leg(true, 20, 0), client(false, 0, 0)] {
+                    let free = entries.index_free(leg.local);
+                    prop_assert_eq!(free, memory.index_free(leg.local));
+                }
+                let v4 = entries.v4.places().filter(|&place| !entries.v4.is_vacant(place)).count();
+                let v6 = entries.v6.places().filter(|&place| !entries.v6.is_vacant(place)).count();
+                prop_assert_eq!(v4 + v6, entries.len());
             }
         }
     }
@@ -654,64 +639,120 @@ mod tests {
     #[test]
     fn garbage_is_not_adopted() {
         let mut entries = entries();
-        let flow = Flow { from: leg(false, 5, 0), to: leg(false, 6, 0), rate: None };
-        install(&mut entries, &flow, &way(1)).unwrap();
+        let (plain, channel) = (
+            Flow { from: leg(false, 5, 0), to: leg(false, 6, 0), limits: FREE },
+            Flow { from: client(false, 1, 1), to: peer(false, 9, 0), limits: FREE },
+        );
+        let expected = [&channel, &plain].map(|flow| {
+            install(&mut entries, flow, &way(1)).unwrap();
+            Installed { flow: *flow, next_hop: way(1) }
+        });
+        let Place::Channel(at) = entries.get(channel.from.key()).unwrap().place else { panic!() };
         let Entries { mut v4, v6, .. } = entries;
-        let sound = v4.read(5);
-        let write = |v4: &mut Table<Flow4>, index, port: u8, recipe| {
-            let from = Tuple4 { dst_port: [0, port], ..sound.from };
-            v4.write(index, &Flow4 { from, recipe, ..sound });
-        };
+        let (sound, bound) = (v4.ports.read(5), v4.channels.read(at));
         let recipe = sound.recipe;
-        write(&mut v4, 7, 8, recipe);
-        write(&mut v4, 9, 9, Recipe { exit: 2, ..recipe });
-        write(&mut v4, 10, 10, Recipe { flags: flags::RATED, rate: 1000, ..recipe });
-        let flags = flags::TO_IPV6;
-        write(&mut v4, 11, 11, Recipe { flags, reverse: u32::MAX, ..recipe });
-        let entries = Entries::adopt(v4, v6, &known());
-        assert_eq!(all(&entries), [Installed { flow, next_hop: way(1) }]);
-        assert_eq!((0..TABLE).filter(|&index| entries.v4.occupied(index).is_some()).count(), 1);
-    }
-
-    #[test]
-    fn two_flows_cannot_have_one_limit() {
-        let mut entries = entries();
-        for port in [5, 6] {
-            let flow = Flow { from: leg(false, port, 0), to: leg(false, 9, 0), rate: Some(1) };
-            install(&mut entries, &flow, &way(1)).unwrap();
-        }
-        let Entries { v4, v6, .. } = entries;
-        let limit = |index| (index == 5).then(|| rates::full(1));
-        let entries = Entries::adopt(v4, v6, &Known { limit: &limit, ..known() });
-        assert_eq!(entries.len(), 1);
+        let mut write = |index, port: u8, recipe| {
+            let from = Tuple4 { dst_port: [0, port], ..sound.from };
+            v4.ports.write(index, &Flow4 { from, recipe, ..sound });
+        };
+        write(7, 8, recipe);
+        write(9, 9, Recipe { exit: 2, ..recipe });
+        write(10, 10, Recipe { flags: flags::RATED, rate: 1000, ..recipe });
+        write(11, 11, Recipe { flags: flags::TO_IPV6, ..recipe });
+        let both = flags::TO_IPV6 | flags::REVERSE_IN_CHANNELS;
+        write(12, 12, Recipe { flags: both, ..recipe });
+        v4.ports.write(13, &Flow4::listener([192, 0, 2, 1], 13, 1, Account::default()));
+        // The same key a second time, and ChannelData where no channels are sought.
+        v4.channels.write((at + 1) % CHANNELS, &bound);
+        v4.ports.write(14, &bound);
+        let entries = adopt(v4, v6, 1000);
+        let mut listed = all(&entries);
+        listed.sort_by_key(|installed| installed.flow.from.share);
+        listed.reverse();
+        assert_eq!(listed, expected);
+        let vacant = |place: &Place| entries.v4.is_vacant(*place);
+        assert_eq!(entries.v4.places().filter(|place| !vacant(place)).count(), 2);
     }
 
     #[test]
     fn no_more_flows_are_adopted_than_there_may_be() {
         let mut entries = entries();
         for port in [5, 6, 7] {
-            let flow = Flow { from: leg(true, port, 0), to: leg(false, 9, 0), rate: None };
+            let flow = Flow { from: leg(true, port, 0), to: leg(false, 9, 0), limits: FREE };
             install(&mut entries, &flow, &way(1)).unwrap();
         }
         let Entries { v4, v6, .. } = entries;
-        let entries = Entries::adopt(v4, v6, &Known { flows: 2, ..known() });
-        assert_eq!(entries.len(), 2);
+        assert_eq!(adopt(v4, v6, 2).len(), 2);
     }
 
     #[test]
-    fn a_rate_limit_is_recognized_after_a_restart() {
+    fn a_channel_table_fills_up_and_takes_in_again() {
         let mut entries = entries();
-        for bytes_per_second in [300, 12_345, 1_000_000, 777_777_777] {
-            let rate = Some(bytes_per_second);
-            let flow = Flow { from: leg(true, 5, 0), to: leg(false, 6, 0), rate };
+        let to = peer(false, 9, 0);
+        for channel in 0..8 {
+            let flow = Flow { from: client(false, 1, channel), to, limits: FREE };
             install(&mut entries, &flow, &way(1)).unwrap();
-            let Entries { v4, v6, .. } = entries;
-            let limit = |_| Some(rates::full(bytes_per_second));
-            entries = Entries::adopt(v4, v6, &Known { limit: &limit, ..known() });
-            assert!(holds(&entries, &flow, &way(1)));
-            let other = Flow { rate: Some(bytes_per_second * 2), ..flow };
-            assert!(!holds(&entries, &other, &way(1)));
         }
+        let late = Flow { from: client(false, 2, 0), to, limits: FREE };
+        let refused = install(&mut entries, &late, &way(1));
+        assert!(
+            matches!(refused, Err(BackendError::NoPlace { probes: PROBES, .. })),
+            "{refused:?}"
+        );
+        let other_family = Flow { from: client(true, 2, 0), to, limits: FREE };
+        install(&mut entries, &other_family, &way(1)).unwrap();
+        let usage = entries.usage();
+        let used = |filling: Filling| (filling.used, filling.length);
+        assert_eq!((used(usage.channels4), used(usage.channels6)), ((8, 8), (1, 8)));
+        entries.vacate(client(false, 1, 3).key());
+        install(&mut entries, &late, &way(1)).unwrap();
+        entries = restarted(entries);
+        assert!(holds(&entries, &late, &way(1)));
+        assert_eq!(entries.len(), 9);
+    }
+
+    #[test]
+    fn the_first_peer_of_a_port_stands_in_the_port_table_and_others_do_not() {
+        let mut entries = entries();
+        let to = client(false, 1, 1);
+        let mut places = Vec::new();
+        for remote in 0..2 {
+            let flow = Flow { from: peer(false, 9, remote), to, limits: FREE };
+            install(&mut entries, &flow, &way(1)).unwrap();
+            places.push(entries.get(flow.from.key()).unwrap().place);
+        }
+        assert!(matches!(places[..], [Place::Port(9), Place::Channel(_)]), "{places:?}");
+        let neighbour = leg(false, 9 + PORTS as u16, 0);
+        assert!(!entries.index_free(neighbour.local), "the place is taken");
+        let flow = Flow { from: neighbour, to, limits: FREE };
+        let refused = install(&mut entries, &flow, &way(1));
+        let taken = matches!(refused, Err(BackendError::IndexTaken { occupant, .. })
+            if occupant == peer(false, 9, 0).key());
+        assert!(taken, "{refused:?}");
+        entries.vacate(peer(false, 9, 0).key());
+        assert!(!entries.index_free(peer(false, 9, 0).local), "the other peer is left");
+        assert!(entries.index_free(neighbour.local));
+        install(&mut entries, &flow, &way(1)).unwrap();
+        assert!(entries.index_free(leg(true, 9, 0).local), "of the other family");
+    }
+
+    #[test]
+    fn a_stun_port_has_a_place_like_a_leg_of_its_own() {
+        let mut entries = entries();
+        let (local, _) = ends(false, 9, 0);
+        let place = entries.stand(local).unwrap();
+        entries.listen(local, Held { place, exit: 1, limit: None });
+        assert_eq!((place, entries.listeners()), (Place::Port(9), vec![local]));
+        let in_table = entries.v4.read(place);
+        assert_eq!(in_table.recipe.flags, flags::LISTENER | flags::CHANNELS);
+        assert!(!entries.index_free(local));
+        let flow = Flow { from: leg(false, 25, 0), to: leg(false, 1, 0), limits: FREE };
+        let refused = install(&mut entries, &flow, &way(1));
+        assert!(matches!(refused, Err(BackendError::IndexTaken { .. })), "{refused:?}");
+        assert_eq!((entries.len(), all(&entries)), (0, Vec::new()), "it is no flow");
+        assert_eq!(entries.silence(local), Some(Held { place, exit: 1, limit: None }));
+        install(&mut entries, &flow, &way(1)).unwrap();
+        assert!(entries.stand(local).is_err());
     }
 
     #[test]

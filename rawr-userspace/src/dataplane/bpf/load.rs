@@ -4,24 +4,26 @@ use std::{error::Error, fs, io, os::fd::AsFd, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, MapError},
+    maps::{Map, MapData, MapError},
     programs::{ProgramError, Xdp},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rawr_common::{
+    channel,
     flow::{self, Exit, Flow4, Flow6, Rate, names},
     reason::Reason,
     shared::Entry,
 };
 
 use super::{
-    super::{backend::BackendError, table::Table},
-    Bpf,
+    super::{backend::BackendError, place::Places, table::Table},
+    Bpf, Flows,
     entries::{Entries, Known},
     exits::Exits,
     os_error,
-    pin::{BPFFS, Lock, PinError, Pins},
-    rates::{self, Rates},
+    pin::{BPFFS, PinError, Pins},
+    rates::Rates,
+    tables::Tables,
 };
 
 /// What to load, and how large.
@@ -31,10 +33,14 @@ pub struct Config {
     pub instance: String,
     /// Where the BPF file system is, or is to be mounted.
     pub bpffs: PathBuf,
-    /// Length of each of the two flow tables, a power of two. They take 192 bytes per place.
+    /// Length of each of the two port tables, a power of two. They take 192 bytes per place.
     pub table_len: u32,
+    /// Length of each of the two channel tables, a power of two. They take as much.
+    pub channel_len: u32,
     /// Most flows at once, of both families.
     pub flows: u32,
+    /// Whether the program can answer Binding requests; what would is left out of it otherwise.
+    pub answers: bool,
 }
 
 impl Default for Config {
@@ -43,7 +49,9 @@ impl Default for Config {
             instance: "default".to_owned(),
             bpffs: BPFFS.into(),
             table_len: 1 << 18,
+            channel_len: 1 << 18,
             flows: 1 << 16,
+            answers: false,
         }
     }
 }
@@ -55,6 +63,10 @@ pub enum LoadError {
     NoObject,
     #[error("flow table length {0}: must be a power of two, at most 2^24")]
     TableLength(u32),
+    #[error("channel table length {0}: must be a power of two from 8 to 2^24")]
+    ChannelTableLength(u32),
+    #[error("no random numbers for the channel table: {0}")]
+    NoRandom(getrandom::Error),
     #[error(
         "not allowed to load the XDP program ({0}); rawr needs CAP_BPF, CAP_NET_ADMIN and \
              CAP_PERFMON, or root"
@@ -87,66 +99,71 @@ impl Bpf {
         if !config.table_len.is_power_of_two() || config.table_len > 1 << 24 {
             return Err(LoadError::TableLength(config.table_len));
         }
+        let channels = config.channel_len;
+        if !channels.is_power_of_two() || !(channel::GROUP..=1 << 24).contains(&channels) {
+            return Err(LoadError::ChannelTableLength(channels));
+        }
         // Before Linux 5.11 maps count as locked memory; later this changes nothing.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let (pins, lock) = Pins::prepare(&config.bpffs, &config.instance)?;
-        let taken_over = maps_fit(&pins, config);
-        if !taken_over {
-            pins.set_maps_aside()?;
-        }
-        let mut ebpf = load(&pins, config, object).map_err(classify)?;
+        let kept = pins.seed().filter(|_| maps_fit(&pins, config));
+        let seed = match kept {
+            Some(seed) => seed,
+            None => begin_anew(&pins)?,
+        };
+        let mut ebpf = load(&pins, config, seed, object).map_err(classify)?;
         let program: &mut Xdp = ebpf
             .program_mut(names::PROGRAM)
             .ok_or(LoadError::Missing(names::PROGRAM))?
             .try_into()?;
         program.load().map_err(|error| classify(error.into()))?;
         pin_program(program, &pins)?;
-        Self::assemble(ebpf, pins, lock, config, taken_over)
-    }
-
-    fn assemble(
-        mut ebpf: Ebpf,
-        pins: Pins,
-        lock: Lock,
-        config: &Config,
-        taken_over: bool,
-    ) -> Result<Self, LoadError> {
-        let v4 = map_table::<Flow4>(&mut ebpf, names::FLOWS4, config.table_len)?;
-        let v6 = map_table::<Flow6>(&mut ebpf, names::FLOWS6, config.table_len)?;
-        let mut exits =
-            Exits::adopt(take(&mut ebpf, names::EXITS)?, take(&mut ebpf, names::EGRESS)?)
-                .map_err(LoadError::Adopt)?;
-        let limits: Array<_, _> = take(&mut ebpf, names::RATES)?;
-        let known = Known {
-            flows: config.flows,
-            limit: &|index| rates::read(&limits, index),
-            exit: &|slot| exits.get(slot).is_some(),
-        };
-        let entries = Entries::adopt(v4, v6, &known);
-        for held in entries.held() {
-            exits.hold(held.exit);
-        }
-        let used = entries.held().filter_map(|held| Some(held.limit?.index)).collect();
-        Ok(Self {
-            reasons: take(&mut ebpf, names::REASONS)?,
-            rates: Rates::adopt(limits, &used),
-            exits,
-            entries,
-            capacity: config.flows,
-            taken_over,
-            attached: Vec::new(),
-            ebpf,
-            pins,
-            _lock: lock,
-        })
+        let places = Places::new(config.table_len, channels, seed);
+        let flows = take_over(&mut ebpf, config, places)?;
+        let reasons = take(&mut ebpf, names::REASONS)?;
+        let attached = Vec::new();
+        let (capacity, taken_over) = (config.flows, kept.is_some());
+        Ok(Self { ebpf, pins, _lock: lock, flows, reasons, capacity, taken_over, attached })
     }
 }
 
+/// The flow tables and what flows build on, with what a predecessor left in them.
+fn take_over(ebpf: &mut Ebpf, config: &Config, places: Places) -> Result<Flows, LoadError> {
+    let v4 = map_tables::<Flow4>(ebpf, config, names::FLOWS4, names::CHANNELS4)?;
+    let v6 = map_tables::<Flow6>(ebpf, config, names::FLOWS6, names::CHANNELS6)?;
+    let mut exits = Exits::adopt(take(ebpf, names::EXITS)?, take(ebpf, names::EGRESS)?)
+        .map_err(LoadError::Adopt)?;
+    let mut rates = Rates::adopt(take(ebpf, names::RATES)?);
+    let mut known = Known {
+        flows: config.flows,
+        limit: &mut |index| rates.take_over(index),
+        exit: &|slot| exits.get(slot).is_some(),
+    };
+    let entries = Entries::adopt(v4, v6, places, &mut known);
+    rates.open();
+    for held in entries.held() {
+        exits.hold(held.exit);
+    }
+    Ok(Flows { entries, exits, rates })
+}
+
+/// Puts away maps that do not fit, and makes up the seed of those that come in their place.
+fn begin_anew(pins: &Pins) -> Result<u64, LoadError> {
+    pins.set_maps_aside()?;
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(LoadError::NoRandom)?;
+    let seed = u64::from_ne_bytes(seed);
+    pins.set_seed(seed)?;
+    Ok(seed)
+}
+
 /// Name, size of a value, and length of each map.
-fn maps(config: &Config) -> [(&'static str, usize, u32); 6] {
+fn maps(config: &Config) -> [(&'static str, usize, u32); 8] {
     [
         (names::FLOWS4, size_of::<Flow4>(), config.table_len),
         (names::FLOWS6, size_of::<Flow6>(), config.table_len),
+        (names::CHANNELS4, size_of::<Flow4>(), config.channel_len),
+        (names::CHANNELS6, size_of::<Flow6>(), config.channel_len),
         (names::EXITS, size_of::<Exit>(), flow::EXITS),
         (names::RATES, size_of::<Rate>(), config.flows),
         (names::REASONS, size_of::<u64>(), Reason::ALL.len() as u32),
@@ -162,10 +179,15 @@ fn maps_fit(pins: &Pins, config: &Config) -> bool {
     })
 }
 
-fn load(pins: &Pins, config: &Config, object: &[u8]) -> Result<Ebpf, LoadError> {
-    let table_mask = config.table_len - 1;
+fn load(pins: &Pins, config: &Config, seed: u64, object: &[u8]) -> Result<Ebpf, LoadError> {
+    let (table_mask, channel_mask) = (config.table_len - 1, config.channel_len - 1);
+    let answers = u32::from(config.answers);
     let mut loader = EbpfLoader::new();
-    loader.override_global(names::TABLE_MASK, &table_mask, true);
+    loader
+        .override_global(names::TABLE_MASK, &table_mask, true)
+        .override_global(names::CHANNEL_MASK, &channel_mask, true)
+        .override_global(names::ANSWERS, &answers, true)
+        .override_global(names::HASH_SEED, &seed, true);
     for (name, _, len) in maps(config) {
         loader.map_max_entries(name, len).map_pin_path(name, pins.map(name));
     }
@@ -180,6 +202,17 @@ fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<(), LoadError> {
     program.pin(&path).map_err(|error| {
         PinError::File { what: "pin the program to", path, source: os_error(&error) }.into()
     })
+}
+
+fn map_tables<E: Entry>(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    ports: &'static str,
+    channels: &'static str,
+) -> Result<Tables<E>, LoadError> {
+    let ports = map_table(ebpf, ports, config.table_len)?;
+    let channels = map_table(ebpf, channels, config.channel_len)?;
+    Ok(Tables { ports, channels })
 }
 
 fn map_table<E: Entry>(

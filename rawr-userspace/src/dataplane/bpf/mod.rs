@@ -20,12 +20,13 @@ use self::{
     rates::Rates,
 };
 use super::{
-    Counters, Flow, NextHop,
-    backend::{Backend, BackendError, Installed, Reasons},
+    Counters, Flow, FlowKey, NextHop,
+    backend::{Backend, BackendError, Installed, Reasons, Usage},
 };
 
 pub use self::{
     attach::{AttachError, Attachment, Mode, WantedMode},
+    listeners::Listener,
     load::{Config, LoadError},
     pin::{BPFFS, PinError, Pins},
 };
@@ -34,10 +35,12 @@ mod attach;
 mod entries;
 mod exits;
 pub(crate) mod features;
+mod listeners;
 mod load;
 mod pin;
 mod rates;
 mod sys;
+mod tables;
 
 /// The loaded program. Dropping it leaves the kernel forwarding.
 pub struct Bpf {
@@ -45,13 +48,18 @@ pub struct Bpf {
     pins: Pins,
     /// Nobody else writes these maps.
     _lock: Lock,
-    entries: Entries,
-    exits: Exits,
-    rates: Rates,
+    flows: Flows,
     reasons: PerCpuArray<MapData, u64>,
     capacity: u32,
     taken_over: bool,
     attached: Vec<Attachment>,
+}
+
+/// The flow tables and what flows build on.
+struct Flows {
+    entries: Entries,
+    exits: Exits,
+    rates: Rates,
 }
 
 impl Bpf {
@@ -71,7 +79,9 @@ impl Bpf {
         let on_a_stick = next_hop.tx && self.attached.len() == 1;
         !on_a_stick && self.attached.iter().any(|attached| attached.mode == Mode::Native)
     }
+}
 
+impl Flows {
     /// Gives back what a flow that is gone has held.
     fn release(&mut self, held: Held) {
         self.exits.release(held.exit);
@@ -83,58 +93,57 @@ impl Bpf {
 
 impl Backend for Bpf {
     fn install(&mut self, flow: &Flow, next_hop: &NextHop) -> Result<(), BackendError> {
-        self.entries.check(flow)?;
-        if self.redirects_in_driver(next_hop) && !self.exits.takes_frames(next_hop.ifindex) {
+        let place = self.flows.entries.check(flow)?;
+        let (redirects, capacity) = (self.redirects_in_driver(next_hop), self.capacity);
+        let Flows { entries, exits, rates } = &mut self.flows;
+        if redirects && !exits.takes_frames(next_hop.ifindex) {
             return Err(BackendError::NoRedirect { ifindex: next_hop.ifindex });
         }
-        let before = self.entries.get(flow.from.local);
-        if before.is_none() && self.entries.len() >= self.capacity as usize {
-            return Err(BackendError::Full { capacity: self.capacity });
+        let before = entries.get(flow.from.key());
+        if before.is_none() && entries.len() >= capacity as usize {
+            return Err(BackendError::Full { capacity });
         }
-        let exit = self.exits.acquire(&entries::exit(next_hop)?)?;
-        let had = before.and_then(|before| before.limit);
-        let limit = match flow.rate.map(|rate| self.rates.acquire(rate, had)).transpose() {
+        let exit = exits.acquire(&entries::exit(next_hop)?)?;
+        let limit = match rates.acquire(&flow.limits, before.and_then(|before| before.limit)) {
             Ok(limit) => limit,
             Err(error) => {
-                self.exits.release(exit);
+                exits.release(exit);
                 return Err(error);
             }
         };
-        let gone = self.entries.write(flow, next_hop.dst_mac, Held { exit, limit });
-        if let Some(before) = before {
-            // A flow that is still limited is so by the same index.
-            let limit = before.limit.filter(|_| limit.is_none());
-            self.release(Held { limit, ..before });
-        }
-        gone.into_iter().for_each(|held| self.release(held));
+        let gone = entries.write(flow, next_hop.dst_mac, Held { place, exit, limit });
+        before.into_iter().chain(gone).for_each(|held| self.flows.release(held));
         Ok(())
     }
 
-    fn remove(&mut self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        if self.entries.get(local).is_none() {
-            return Ok(None);
-        }
-        let gone = self.entries.vacate(local);
-        gone.into_iter().for_each(|held| self.release(held));
-        Ok(Some(self.entries.counters(local)))
+    fn remove(&mut self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        let gone = self.flows.entries.vacate(key);
+        let last = gone.last().map(|held| self.flows.entries.counters(key, held.place));
+        gone.into_iter().for_each(|held| self.flows.release(held));
+        Ok(last)
     }
 
     fn holds(&self, flow: &Flow, next_hop: &NextHop) -> bool {
-        let exit = entries::exit(next_hop).ok().and_then(|exit| self.exits.find(&exit));
-        exit.is_some_and(|exit| self.entries.holds(flow, exit, next_hop.dst_mac))
+        let Flows { entries, exits, rates } = &self.flows;
+        let Some(held) = entries.get(flow.from.key()) else { return false };
+        let exit = entries::exit(next_hop).ok().and_then(|exit| exits.find(&exit));
+        rates.agree(held.limit, &flow.limits)
+            && exit.is_some_and(|exit| entries.holds(flow, exit, next_hop.dst_mac))
     }
 
     fn list_after(
         &self,
-        after: Bound<SocketAddr>,
+        after: Bound<FlowKey>,
         most: usize,
     ) -> Result<Vec<Installed>, BackendError> {
-        let exit = |slot| self.exits.get(slot).unwrap_or_default();
-        Ok(self.entries.list_after(after, most, exit))
+        let Flows { entries, exits, rates } = &self.flows;
+        let exit = |slot| exits.get(slot).unwrap_or_default();
+        Ok(entries.list_after(after, most, exit, |limit| rates.describe(limit)))
     }
 
-    fn counters(&self, local: SocketAddr) -> Result<Option<Counters>, BackendError> {
-        Ok(self.entries.get(local).map(|_| self.entries.counters(local)))
+    fn counters(&self, key: FlowKey) -> Result<Option<Counters>, BackendError> {
+        let entries = &self.flows.entries;
+        Ok(entries.get(key).map(|held| entries.counters(key, held.place)))
     }
 
     fn reasons(&self) -> Result<Reasons, BackendError> {
@@ -150,7 +159,11 @@ impl Backend for Bpf {
     }
 
     fn index_free(&self, local: SocketAddr) -> bool {
-        self.entries.occupant(local).is_none()
+        self.flows.entries.index_free(local)
+    }
+
+    fn usage(&self) -> Usage {
+        self.flows.entries.usage()
     }
 }
 

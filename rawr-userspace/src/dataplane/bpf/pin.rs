@@ -1,12 +1,16 @@
 //! Where the program, its maps and its links are pinned, so that they outlive the process:
 //!
 //! ```text
-//! /sys/fs/bpf/rawr/INSTANCE/abi1/maps/FLOWS4 …   program   link-eth0 …
+//! /sys/fs/bpf/rawr/INSTANCE/abi3/maps/FLOWS4 …   program   link-eth0 …
 //! ```
+//!
+//! With the maps is kept the seed of the hash by which the channel tables were filled: as the target of
+//! a symbolic link, the only thing besides pins that a BPF file system takes.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::{DirBuilderExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +29,9 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Begins the name of a pinned link; that of its interface follows.
 const LINK: &str = "link-";
+
+/// Name of the link whose target is the seed, among the maps.
+const SEED: &str = "seed";
 
 /// What went wrong with a pin.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +101,22 @@ impl Pins {
     /// The pin of a map.
     pub fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
+    }
+
+    /// The seed that the maps were filled with, if it is there.
+    pub(super) fn seed(&self) -> Option<u64> {
+        let target = fs::read_link(self.map(SEED)).ok()?;
+        u64::from_str_radix(target.to_str()?, 16).ok()
+    }
+
+    /// Keeps the seed of new maps.
+    pub(super) fn set_seed(&self, seed: u64) -> Result<(), PinError> {
+        let path = self.map(SEED);
+        symlink(format!("{seed:016x}"), &path).map_err(|source| PinError::File {
+            what: "make",
+            path,
+            source,
+        })
     }
 
     /// The pin of the program.
@@ -180,7 +203,9 @@ impl Pins {
 
     fn make_maps_dir(&self) -> Result<(), PinError> {
         let path = self.maps();
-        fs::create_dir_all(&path).map_err(|source| PinError::File { what: "make", path, source })
+        // The seed is nobody else's to know, and a symbolic link has no permissions of its own.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| PinError::File { what: "make", path, source })
     }
 }
 

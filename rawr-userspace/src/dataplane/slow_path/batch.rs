@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use quinn_udp::{EcnCodepoint, Transmit, UdpSocketState};
 
-use super::port::Port;
+use super::port::{Port, despite_errors};
 use super::{Tally, port};
 
 /// Most segments of one run that every kernel with GSO takes (`UDP_MAX_SEGMENTS`).
@@ -99,6 +99,7 @@ impl Sender {
         ecn: Option<EcnCodepoint>,
         tally: &Tally,
     ) {
+        let _unchanged = out.may_fragment();
         let whole = Transmit {
             destination: to,
             ecn,
@@ -129,7 +130,8 @@ impl Sender {
         {
             return false;
         }
-        let Err(error) = self.state.try_send((&out.socket).into(), run) else { return true };
+        let send = || self.state.try_send((&out.socket).into(), run);
+        let Err(error) = despite_errors(send) else { return true };
         let largest_segment = match error.raw_os_error() {
             // Larger than the MTU.
             Some(libc::EINVAL | libc::EMSGSIZE) => stride - 1,
@@ -147,7 +149,8 @@ impl Sender {
 
     fn transmit_one(&mut self, out: &Port, datagram: &Transmit<'_>, tally: &Tally) {
         let single = Transmit { segment_size: None, ..datagram.clone() };
-        if let Err(error) = self.state.try_send((&out.socket).into(), &single) {
+        let send = || self.state.try_send((&out.socket).into(), &single);
+        if let Err(error) = despite_errors(send) {
             tally.send_error(&error, 1);
             self.renew_after(&error);
         }

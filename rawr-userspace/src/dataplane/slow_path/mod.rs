@@ -12,10 +12,14 @@
 //! **Fragmentation.** The sockets do not set "don't fragment": a datagram that does not fit the
 //! MTU leaves in fragments. Over IPv4 the path MTU is left to the routers (`IP_PMTUDISC_OMIT`, so
 //! that forged ICMP messages change nothing); over IPv6, where only the sender may fragment, the
-//! stack's path MTU holds (`IPV6_PMTUDISC_DONT`).
+//! stack's path MTU holds (`IPV6_PMTUDISC_DONT`). [`SlowPath::send_unfragmented`] sends the datagrams for
+//! which a TURN client wants it otherwise.
+//!
+//! **ICMP errors** of data ports go up to control, too ([`SlowPath::take_errors`]).
 
 mod batch;
 mod limit;
+mod path_error;
 mod port;
 mod worker;
 
@@ -30,12 +34,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rand::Rng;
+use rand::{CryptoRng, Rng};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub use self::path_error::PathError;
+pub use self::port::allow_fragmentation;
 use self::port::{Port, Route};
-use self::worker::Workplace;
+use self::worker::{ToControl, Workplace};
 use super::{Counters, Leg};
 
 /// Files that the process needs besides its data ports: sockets, maps, logs.
@@ -71,6 +77,15 @@ pub enum On {
     Toward(SocketAddr),
     /// At this address and port of ours: a port that an earlier run had.
     Exactly(SocketAddr),
+}
+
+/// What is asked of a data port's number (RFC 8656 §7.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parity {
+    Any,
+    Even,
+    /// Even, and the port above it is opened as well.
+    EvenAndNext,
 }
 
 /// Why no data port could be opened.
@@ -132,6 +147,9 @@ pub struct Totals {
     pub send_failed: u64,
     /// Errors on receiving.
     pub receive_failed: u64,
+    /// ICMP errors handed up to control.
+    #[serde(default)]
+    pub path_errors: u64,
 }
 
 /// The userspace data path: ports, flows between them, and the threads that forward. All methods may
@@ -144,12 +162,15 @@ pub struct SlowPath {
     threads: Vec<JoinHandle<()>>,
     tally: Arc<Tally>,
     next: AtomicUsize,
+    errors: Mutex<Option<mpsc::Receiver<PathError>>>,
 }
 
 impl SlowPath {
     /// Starts the worker threads. What has no flow comes out of the receiver.
     pub fn start(options: Options) -> Result<(Self, mpsc::Receiver<Unclaimed>), SlowPathError> {
         let (to_control, unclaimed) = mpsc::channel(options.queue.max(1));
+        let (to_errors, errors) = mpsc::channel(options.queue.max(1));
+        let to_control = ToControl { unclaimed: to_control, errors: to_errors };
         let tally = Arc::new(Tally::default());
         let mut workplaces = Vec::new();
         let mut threads = Vec::new();
@@ -158,11 +179,14 @@ impl SlowPath {
             workplaces.push(workplace);
             threads.push(thread);
         }
-        let ports = Mutex::new(HashMap::new());
-        Ok((
-            Self { options, ports, workplaces, threads, tally, next: AtomicUsize::new(0) },
-            unclaimed,
-        ))
+        let (ports, next) = (Mutex::new(HashMap::new()), AtomicUsize::new(0));
+        let errors = Mutex::new(Some(errors));
+        Ok((Self { options, ports, workplaces, threads, tally, next, errors }, unclaimed))
+    }
+
+    /// Where the ICMP errors of data ports come out; `None` after the first call.
+    pub fn take_errors(&self) -> Option<mpsc::Receiver<PathError>> {
+        lock(&self.errors).take()
     }
 
     /// Opens a data port and returns its address. Only addresses that `accept` agrees to are taken.
@@ -171,20 +195,49 @@ impl SlowPath {
         on: On,
         accept: &dyn Fn(SocketAddr) -> bool,
     ) -> Result<SocketAddr, PortError> {
-        let port = match on {
-            On::Address(ip) => self.bind_some(SocketAddr::new(ip, 0), accept)?,
-            On::Toward(to) => self.bind_some(source_toward(to)?, accept)?,
-            On::Exactly(at) if accept(at) => self.bind(at)?,
+        self.open_as(on, Parity::Any, accept)
+    }
+
+    /// As [`Self::open`], at an even port; with `and_next` the port above it is opened as well, as a
+    /// data port of its own. The even one's address.
+    pub fn open_even(
+        &self,
+        on: On,
+        and_next: bool,
+        accept: &dyn Fn(SocketAddr) -> bool,
+    ) -> Result<SocketAddr, PortError> {
+        self.open_as(on, if and_next { Parity::EvenAndNext } else { Parity::Even }, accept)
+    }
+
+    fn open_as(
+        &self,
+        on: On,
+        parity: Parity,
+        accept: &dyn Fn(SocketAddr) -> bool,
+    ) -> Result<SocketAddr, PortError> {
+        let ports = match on {
+            On::Address(ip) => self.bind_some(SocketAddr::new(ip, 0), parity, accept)?,
+            On::Toward(to) => self.bind_some(source_toward(to)?, parity, accept)?,
+            On::Exactly(at) if accept(at) => vec![self.bind(at)?],
             On::Exactly(at) => {
                 return Err(PortError::NoFreePort { ip: at.ip(), range: at.port()..=at.port() });
             }
         };
-        let (local, port) = (port.local, Arc::new(port));
-        self.workplaces[port.worker]
-            .admit(&port)
-            .map_err(|source| PortError::Bind { at: local, source })?;
-        lock(&self.ports).insert(local, port);
+        let local = ports[0].local;
+        for port in ports {
+            if let Err(source) = self.admit(port) {
+                self.close(local);
+                return Err(PortError::Bind { at: local, source });
+            }
+        }
         Ok(local)
+    }
+
+    fn admit(&self, port: Port) -> io::Result<()> {
+        let port = Arc::new(port);
+        self.workplaces[port.worker].admit(&port)?;
+        lock(&self.ports).insert(port.local, port);
+        Ok(())
     }
 
     /// Closes a data port. Flows into it end, too. Whether there was one.
@@ -217,15 +270,36 @@ impl SlowPath {
         to: SocketAddr,
         bytes: &[u8],
     ) -> Result<(), SlowPathError> {
-        let port = lock(&self.ports).get(&local).cloned();
-        let port = port.ok_or(SlowPathError::NoSuchPort(local))?;
-        match port.socket.send_to(bytes, to) {
-            Ok(_) => Ok(()),
-            Err(source) => {
-                self.tally.send_error(&source, 1);
-                Err(SlowPathError::Send { local, to, source })
-            }
-        }
+        let sent = self.port(local)?.send(to, bytes);
+        self.told(local, to, sent)
+    }
+
+    /// Sends one datagram from a data port, which is not to be fragmented on its way. Should it be too
+    /// big for that, control hears of it as of other ICMP errors.
+    pub fn send_unfragmented(
+        &self,
+        local: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<(), SlowPathError> {
+        let sent = self.port(local)?.send_unfragmented(to, bytes);
+        self.told(local, to, sent)
+    }
+
+    fn port(&self, local: SocketAddr) -> Result<Arc<Port>, SlowPathError> {
+        lock(&self.ports).get(&local).cloned().ok_or(SlowPathError::NoSuchPort(local))
+    }
+
+    fn told(
+        &self,
+        local: SocketAddr,
+        to: SocketAddr,
+        sent: io::Result<()>,
+    ) -> Result<(), SlowPathError> {
+        sent.map_err(|source| {
+            self.tally.send_error(&source, 1);
+            SlowPathError::Send { local, to, source }
+        })
     }
 
     /// What has been forwarded from `local` since it was opened.
@@ -248,19 +322,32 @@ impl SlowPath {
         self.tally.totals()
     }
 
-    /// Binds a port of the range that is free and accepted, chosen at random.
+    /// Binds a port of the range that is free and accepted, chosen at random; the next one, too, if
+    /// that is asked for.
     fn bind_some(
         &self,
         address: SocketAddr,
+        parity: Parity,
         accept: &dyn Fn(SocketAddr) -> bool,
-    ) -> Result<Port, PortError> {
+    ) -> Result<Vec<Port>, PortError> {
         let range = &self.options.ports;
         for port in candidates(range) {
-            let at = with_port(address, port);
-            if lock(&self.ports).contains_key(&at) || !accept(at) {
+            let next = match parity {
+                Parity::Any => None,
+                Parity::Even | Parity::EvenAndNext if port % 2 == 1 => continue,
+                Parity::Even => None,
+                // An even port is below the last one, which is odd.
+                Parity::EvenAndNext if !range.contains(&(port + 1)) => continue,
+                Parity::EvenAndNext => Some(with_port(address, port + 1)),
+            };
+            let wanted = [Some(with_port(address, port)), next];
+            let free = |at: &SocketAddr| !lock(&self.ports).contains_key(at) && accept(*at);
+            if !wanted.iter().flatten().all(free) {
                 continue;
             }
-            match self.bind(at) {
+            let bound: Result<_, _> =
+                wanted.into_iter().flatten().map(|at| self.bind(at)).collect();
+            match bound {
                 Err(PortError::Bind { source, .. })
                     if source.kind() == io::ErrorKind::AddrInUse => {}
                 result => return result,
@@ -313,7 +400,7 @@ fn open_files() -> u64 {
 }
 
 /// The address from which packets to `to` leave, found by the routing table; its port is 0.
-fn source_toward(to: SocketAddr) -> Result<SocketAddr, PortError> {
+pub(crate) fn source_toward(to: SocketAddr) -> Result<SocketAddr, PortError> {
     let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
     let probe = || {
         let socket = UdpSocket::bind((any, 0))?;
@@ -330,16 +417,23 @@ fn source_toward(to: SocketAddr) -> Result<SocketAddr, PortError> {
 }
 
 /// Ports of `range` to try: some at random, then all from a random one on.
-fn candidates(range: &RangeInclusive<u16>) -> impl Iterator<Item = u16> + use<> {
+///
+/// Who can guess a port before it is handed out can send to it first, so they come from a generator
+/// that cannot be predicted.
+pub(crate) fn candidates(range: &RangeInclusive<u16>) -> impl Iterator<Item = u16> + use<> {
     let (low, high) = (u32::from(*range.start()), u32::from(*range.end()));
     let count = (high + 1).saturating_sub(low);
-    let start = rand::rng().random_range(0..count.max(1));
-    let random = move |_| rand::rng().random_range(0..count.max(1));
+    let start = unpredictable().random_range(0..count.max(1));
+    let random = move |_| unpredictable().random_range(0..count.max(1));
     let tries = if count == 0 { 0 } else { RANDOM_TRIES };
     (0..tries)
         .map(random)
         .chain((0..count).map(move |step| (start + step) % count))
         .filter_map(move |offset| u16::try_from(low + offset).ok())
+}
+
+fn unpredictable() -> impl CryptoRng {
+    rand::rng()
 }
 
 fn with_port(mut address: SocketAddr, port: u16) -> SocketAddr {
@@ -366,6 +460,7 @@ struct Tally {
     too_big: AtomicU64,
     send_failed: AtomicU64,
     receive_failed: AtomicU64,
+    path_errors: AtomicU64,
 }
 
 impl Tally {
@@ -393,6 +488,7 @@ impl Tally {
             too_big: read(&self.too_big),
             send_failed: read(&self.send_failed),
             receive_failed: read(&self.receive_failed),
+            path_errors: read(&self.path_errors),
         }
     }
 }
@@ -400,6 +496,31 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_come_from_a_generator_for_secrets() {
+        fn for_secrets<R: CryptoRng>(_: R) {}
+        // Whatever else stands there one day, this has to hold.
+        for_secrets(unpredictable());
+    }
+
+    #[test]
+    fn even_ports_and_their_neighbours() {
+        let options = Options { ports: 20_301..=20_304, ..Options::default() };
+        let (path, _unclaimed) = SlowPath::start(options).unwrap();
+        let open = |and_next| {
+            path.open_even(On::Address([127, 0, 0, 1].into()), and_next, &|_| true)
+                .map(|local| local.port())
+        };
+        assert_eq!(open(true).unwrap(), 20_302);
+        let mut locals: Vec<u16> = path.locals().iter().map(SocketAddr::port).collect();
+        locals.sort_unstable();
+        assert_eq!(locals, [20_302, 20_303]);
+        assert!(matches!(open(true), Err(PortError::NoFreePort { .. })), "20305 is outside");
+        assert_eq!(open(false).unwrap(), 20_304);
+        assert!(matches!(open(false), Err(PortError::NoFreePort { .. })));
+        assert!(path.close(SocketAddr::from(([127, 0, 0, 1], 20_303))), "a port of its own");
+    }
 
     #[test]
     fn candidates_cover_the_range_and_stay_in_it() {

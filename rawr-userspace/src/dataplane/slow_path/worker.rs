@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 
 use super::super::Counters;
 use super::batch::Sender;
-use super::port::{Port, Route};
+use super::path_error::{self, PathError};
+use super::port::{Port, Route, is_of_the_path};
 use super::{SlowPathError, Tally, Unclaimed, lock, port};
 use crate::io::clock::monotonic;
 
@@ -71,7 +72,7 @@ impl Workplace {
 /// Starts a worker thread.
 pub(super) fn start(
     number: usize,
-    to_control: mpsc::Sender<Unclaimed>,
+    to_control: ToControl,
     tally: Arc<Tally>,
 ) -> Result<(Arc<Workplace>, JoinHandle<()>), SlowPathError> {
     let failed = |what| move |source| SlowPathError::Start { what, source };
@@ -99,12 +100,19 @@ pub(super) fn start(
     Ok((workplace, thread))
 }
 
+/// Where what does not concern a flow goes.
+#[derive(Clone)]
+pub(super) struct ToControl {
+    pub(super) unclaimed: mpsc::Sender<Unclaimed>,
+    pub(super) errors: mpsc::Sender<PathError>,
+}
+
 struct Worker {
     workplace: Arc<Workplace>,
     poll: Poll,
     receiver: Receiver,
     sender: Sender,
-    to_control: mpsc::Sender<Unclaimed>,
+    to_control: ToControl,
     tally: Arc<Tally>,
 }
 
@@ -125,7 +133,11 @@ impl Worker {
                 continue;
             }
             let ports = lock(&self.workplace.ports);
-            let known = events.iter().filter_map(|event| ports.get(event.token().0).cloned());
+            let known = events.iter().filter_map(|event| {
+                let port = ports.get(event.token().0)?;
+                port.faulty.fetch_or(event.is_error(), Ordering::Relaxed);
+                Some(port.clone())
+            });
             ready.extend(known.filter(|port| !port.queued.swap(true, Ordering::Relaxed)));
             drop(ports);
             let now = monotonic();
@@ -142,6 +154,9 @@ impl Worker {
 
     /// Forwards what waits at `port`. Whether its turn ended before that did.
     fn serve(&mut self, port: &Port, now: Instant) -> bool {
+        if port.faulty.swap(false, Ordering::Relaxed) {
+            path_error::report(port, &self.to_control.errors, &self.tally);
+        }
         for _ in 0..TURN {
             match self.receiver.receive(port) {
                 Ok(count) => self.forward(port, count, now),
@@ -173,7 +188,7 @@ impl Worker {
                     let datagrams = message.datagrams().count() as u64;
                     self.tally.no_way_out.fetch_add(datagrams, Ordering::Relaxed);
                 }
-                _ => hand_up(&self.to_control, port, &message, &self.tally),
+                _ => hand_up(&self.to_control.unclaimed, port, &message, &self.tally),
             }
         }
         if let Some((route, Some(out))) = &way {
@@ -235,14 +250,6 @@ fn hand_up(
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Whether an error tells of the network (an ICMP message, say) and receiving can go on.
-fn is_of_the_path(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE)
-    )
 }
 
 /// The buffers that all sockets of one worker are read into.
