@@ -1,30 +1,15 @@
 //! Who may use this server, and who belongs to a session.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use rawr_proto::{
     ErrorCode, IntegrityKey, LongTermKey, MacKey, Role, SessionKey, ephemeral_password, expiry,
 };
 
-use super::config::ServerConfig;
 use super::counters::Count;
 use super::request::{ErrorResponse, Request, Subject};
 use super::server::Server;
 use super::store::Index;
-
-/// Users and their keys.
-#[derive(Debug)]
-pub(super) struct Users {
-    keys: HashMap<String, LongTermKey>,
-}
-
-impl Users {
-    pub(super) fn new(config: &ServerConfig) -> Self {
-        let key = |user: &rawr_proto::Credentials| (user.username.clone(), user.key(&config.realm));
-        Self { keys: config.users.iter().map(key).collect() }
-    }
-}
 
 /// A client that has shown to be allowed here and to know the session's key.
 pub(super) struct Caller {
@@ -100,8 +85,8 @@ impl Server {
         if a.realm.as_deref().is_some_and(|realm| realm != self.config.realm) {
             return Err(wrong_integrity());
         }
-        if let Some(key) = self.users.keys.get(username) {
-            return Ok(Some(key.clone()));
+        if let Some((_, account)) = self.users.find(username) {
+            return Ok(Some(account.rawr.clone()));
         }
         expiry(username, request.now.unix.as_secs()).map_err(|_| wrong_integrity())?;
         // Of several secrets the right one is that which the request's integrity fits.

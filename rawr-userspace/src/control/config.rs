@@ -7,6 +7,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rawr_proto::{Credentials, ServerId};
 
+use super::policy::PeerRules;
+use super::stun::Behaviour;
+use super::turn::TurnConfig;
+
 /// What a server does beyond relaying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -42,10 +46,23 @@ pub struct ServerConfig {
     pub users: Vec<Credentials>,
     /// Secrets that ephemeral users are made from. Several, so that they can be rotated.
     pub secrets: Vec<String>,
+    /// Takes access tokens where `Some` (RFC 7635).
+    #[cfg(feature = "oauth")]
+    pub tokens: Option<super::authenticate::TokenServer>,
+    /// Whether an ephemeral user's time must not be over when it refreshes what it has; if not, only when
+    /// it makes an allocation.
+    pub strict_expiry: bool,
+    /// Which peers TURN clients may reach.
+    pub peers: PeerRules,
+    /// Servers that clients are sent to instead of getting an allocation here (RFC 8489 §10).
+    pub alternates: Vec<SocketAddr>,
+    /// Addresses for NAT behaviour discovery (RFC 5780), at most one pair of each family.
+    pub behaviours: Vec<Behaviour>,
     /// Whether target MACs are looked up among the neighbours; `None` for what [`Kind`] says.
     pub look_up_mac: Option<bool>,
-    /// Whether a Binding request that is shorter than its answer is answered nevertheless. Plain STUN
-    /// clients send such; the answer is less than three times as long.
+    /// Whether STUN and TURN requests that are shorter than their answer are answered nevertheless, though
+    /// their source may be forged. All clients but RAWR's send such; the longest answer, a challenge, is
+    /// about three times as long. A root does so unless told otherwise.
     pub answer_short_binding: bool,
     /// Lifetime of a leg that asks for none.
     pub default_lifetime: Duration,
@@ -56,6 +73,8 @@ pub struct ServerConfig {
     /// Most bytes per second of a session, each way.
     pub rate: Option<u64>,
     pub limits: Limits,
+    /// Allocations.
+    pub turn: TurnConfig,
 }
 
 impl ServerConfig {
@@ -72,13 +91,20 @@ impl ServerConfig {
             realm: "rawr".to_owned(),
             users: Vec::new(),
             secrets: Vec::new(),
+            #[cfg(feature = "oauth")]
+            tokens: None,
+            strict_expiry: false,
+            peers: PeerRules::default(),
+            alternates: Vec::new(),
+            behaviours: Vec::new(),
             look_up_mac: None,
-            answer_short_binding: false,
+            answer_short_binding: kind == Kind::Root,
             default_lifetime: Duration::from_secs(120),
             max_lifetime: Duration::from_secs(3600),
             hop_limit: 8,
             rate: None,
             limits: Limits::default(),
+            turn: TurnConfig::default(),
         }
     }
 
@@ -88,7 +114,14 @@ impl ServerConfig {
 
     /// Whether anybody can prove to be a user here.
     pub(super) fn has_users(&self) -> bool {
-        !self.users.is_empty() || !self.secrets.is_empty()
+        !self.users.is_empty() || !self.secrets.is_empty() || self.takes_tokens()
+    }
+
+    fn takes_tokens(&self) -> bool {
+        #[cfg(feature = "oauth")]
+        return self.tokens.is_some();
+        #[cfg(not(feature = "oauth"))]
+        return false;
     }
 }
 

@@ -15,6 +15,7 @@ use super::server::{Server, seconds};
 use super::session::{Ask, Avoid, PeerLeg, PendingAnswer, Port, Session};
 use super::store::Index;
 use super::time::Now;
+use super::turn::Turn;
 
 /// How long a leg waits for its client's first Probe.
 pub(super) const HALF_OPEN: Duration = Duration::from_secs(10);
@@ -46,6 +47,10 @@ impl Server {
 
     /// The shell has opened a data port, or failed to.
     pub fn port_opened(&mut self, now: Now, id: PortId, result: Result<SocketAddr, PortError>) {
+        if Turn::asked_for(id) {
+            self.relay_opened(now, id, result);
+            return;
+        }
         let index = id.0 as Index;
         let wanted = self.store.get(index).is_some_and(|session| session.waits_for(id));
         if let Ok(local) = result {

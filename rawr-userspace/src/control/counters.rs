@@ -35,8 +35,34 @@ counts! {
     Release = "release",
     /// Probes on data ports granted.
     Probe = "probe",
+    /// Allocate requests granted, retransmissions left out.
+    Allocate = "allocate",
+    /// Refresh requests about allocations granted.
+    RefreshAllocation = "refresh_allocation",
+    /// CreatePermission requests granted.
+    CreatePermission = "create_permission",
+    /// ChannelBind requests granted.
+    ChannelBind = "channel_bind",
+    /// ConnectionBind requests granted.
+    ConnectionBind = "connection_bind",
+    /// TCP connections with peers made.
+    Connected = "connected",
+    /// TCP connections to peers that could not be made.
+    NotConnected = "not_connected",
+    /// Allocations that moved with their client.
+    MovedAllocation = "moved_allocation",
+    /// Channels that the data plane was asked to forward.
+    PairedChannel = "paired_channel",
+    /// Datagrams that userspace relayed to peers.
+    RelayedToPeer = "relayed_to_peer",
+    /// Datagrams that userspace relayed to clients.
+    RelayedToClient = "relayed_to_client",
+    /// ICMP errors that clients were told of.
+    Icmp = "icmp",
     /// Requests answered with a nonce to come back with.
     Challenged = "challenged",
+    /// Allocations refused because this server sends its clients elsewhere.
+    SentElsewhere = "sent_elsewhere",
     /// Legs whose client probed from another address than before.
     Rebound = "rebound",
     /// Pairs made: both peers here.
@@ -55,6 +81,14 @@ counts! {
     ExpiredHalfOpen = "expired_half_open",
     /// Legs that expired for want of a refresh.
     ExpiredLeg = "expired_leg",
+    /// Relayed transport addresses whose lifetime ended.
+    ExpiredAllocation = "expired_allocation",
+    /// Allocations that went with their client's stream.
+    LostAllocation = "lost_allocation",
+    /// Reserved ports that nobody asked for.
+    ExpiredReservation = "expired_reservation",
+    /// TCP connections with peers that took too long to make or to bind.
+    ExpiredConnection = "expired_connection",
     /// Targets given up, or lost.
     ExpiredTarget = "expired_target",
     /// Exchanges that expired.
@@ -87,6 +121,34 @@ counts! {
     TooManyHops = "too_many_hops",
     /// Requests over a quota.
     Quota = "quota",
+    /// Requests about an allocation that is not here, or for one where one is.
+    TurnMismatch = "turn_mismatch",
+    /// Requests about another user's allocation.
+    WrongUser = "wrong_user",
+    /// Address families that are not served, or not by this allocation.
+    TurnFamily = "turn_family",
+    /// Allocate requests for a transport that is not served.
+    TurnTransport = "turn_transport",
+    /// Allocate requests over the quota of their user.
+    TurnQuota = "turn_quota",
+    /// Requests beyond what one allocation, or this server, can hold.
+    TurnCapacity = "turn_capacity",
+    /// Tokens of reserved ports that are not good, or not any more.
+    TurnToken = "turn_token",
+    /// Tickets of moving clients that are not good, or not any more.
+    WrongTicket = "wrong_ticket",
+    /// Requests about an allocation whose ports are being opened; not answered.
+    NotReady = "not_ready",
+    /// Peers that clients may not reach.
+    PeerDenied = "peer_denied",
+    /// Datagrams of clients that have no allocation.
+    NoAllocation = "no_allocation",
+    /// Datagrams and connections of peers, and to peers, without a permission.
+    NoPermission = "no_permission",
+    /// ChannelData on a channel that is not bound.
+    NoChannel = "no_channel",
+    /// Datagrams over the rate of an allocation or a user; not relayed.
+    TurnRate = "turn_rate",
     /// Connects of a role that has a leg already.
     RoleTaken = "role_taken",
     /// Connects for which no port was left.
@@ -101,7 +163,7 @@ counts! {
     UnknownPort = "unknown_port",
     /// Datagrams on a leg that is not paired, or from a stranger.
     Stray = "stray",
-    /// Probes from an address of ours, which would make a loop.
+    /// Probes from an address of ours, which would make a loop, and data to what is no allocation there.
     OwnAddress = "own_address",
     /// Application datagrams carried by userspace while a leg was moving.
     Carried = "carried",

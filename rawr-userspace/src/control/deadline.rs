@@ -27,6 +27,10 @@ pub enum Reason {
     Parent,
     /// Sessions wait their turn to attach to another hop.
     Reattach,
+    /// Something of an allocation expires.
+    Allocation,
+    /// A reserved port expires.
+    Reservation,
 }
 
 impl Reason {
@@ -42,6 +46,8 @@ impl Reason {
             Self::Exchange => "exchange",
             Self::Parent => "parent",
             Self::Reattach => "reattach",
+            Self::Allocation => "allocation",
+            Self::Reservation => "reservation",
         }
     }
 }

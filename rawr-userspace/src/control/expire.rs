@@ -24,6 +24,7 @@ impl Server {
                 self.expire(now, index);
             }
         }
+        self.expire_turn(now);
         self.expire_exchanges(now);
         self.check_parents(now);
         self.reattach_some(now);

@@ -13,6 +13,8 @@
 //! No request leaves state behind before its source address and its integrity have been checked.
 
 mod auth;
+mod authenticate;
+mod client;
 mod command;
 mod config;
 mod connect;
@@ -23,6 +25,7 @@ mod expire;
 mod limits;
 mod neighbours;
 mod parents;
+mod policy;
 mod probe;
 mod refresh;
 mod request;
@@ -30,18 +33,30 @@ mod server;
 mod session;
 mod settle;
 mod snapshot;
+mod special;
 mod store;
+mod stun;
 mod target;
 mod time;
+mod turn;
 mod upstream;
+mod users;
 mod view;
 
-pub use command::{Command, On, PortError, PortId, Source};
+#[cfg(feature = "oauth")]
+pub use authenticate::TokenServer;
+pub use client::{Client, ConnectionId, Over};
+pub use command::{
+    AttemptId, Command, ConnectError, On, Parity, PortError, PortId, PortKind, Source,
+};
 pub use config::{Kind, Limits, Parent, ServerConfig};
 pub use counters::{Count, Counters};
 pub use deadline::Reason;
 pub use neighbours::Neighbour;
+pub use policy::{Denied, PeerRules, Policy, VettedPeer};
 pub use server::Server;
 pub use snapshot::{RestoreError, Snapshot};
+pub use stun::Behaviour;
 pub use time::Now;
+pub use turn::{AllocationView, Icmp, TurnConfig, TurnLimits};
 pub use view::{LegKind, LegView, ParentView, SessionView};

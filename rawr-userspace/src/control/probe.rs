@@ -20,7 +20,7 @@ impl Server {
         let session = index.and_then(|index| self.store.get(index));
         let Some((index, role)) = index.zip(session.and_then(|session| session.use_of(local)))
         else {
-            self.counters.add(Count::UnknownPort);
+            self.relay_data(now, local, from, bytes);
             return;
         };
         let taken = match role {

@@ -1,18 +1,18 @@
 //! The server's entry points, and what it does with each kind of message.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rawr_proto::{
-    Attributes, Class, DecodeError, Decoded, ErrorCode, Head, IntegrityKey, Message, Method,
-    NonceError, NonceKey, TransactionId, decode,
+    Attributes, Class, Datagram, DecodeError, Decoded, ErrorCode, Head, IntegrityKey, Message,
+    Method, NonceError, NonceKey, SecurityFeatures, TransactionId, classify, decode, peek,
 };
 
-use super::auth::Users;
-use super::command::{Command, On, PortId, Source};
+use super::client::{Client, Over};
+use super::command::{Command, On, Parity, PortId, PortKind, Source};
 use super::config::ServerConfig;
 use super::counters::{Count, Counters};
 use super::deadline::Reason;
@@ -20,9 +20,15 @@ use super::exchange::Exchanges;
 use super::limits::{Prefix, Quotas, Rates};
 use super::neighbours::Neighbours;
 use super::parents::Parents;
+use super::policy::Policy;
 use super::request::{Answer, ErrorResponse, Request};
 use super::store::{Index, Store};
 use super::time::Now;
+use super::turn::{Turn, is_turn};
+use super::users::Users;
+
+/// Answers per second to sources of one prefix that want them at another port (RFC 5780 §9).
+const RESPONSE_PORTS_PER_SECOND: u32 = 16;
 
 /// A RAWR server, root or gateway.
 ///
@@ -32,6 +38,9 @@ pub struct Server {
     pub(super) config: ServerConfig,
     pub(super) store: Store,
     pub(super) users: Users,
+    pub(super) policy: Policy,
+    #[cfg(feature = "oauth")]
+    pub(super) tokens: super::authenticate::Tokens,
     pub(super) quotas: Quotas,
     pub(super) exchanges: Exchanges,
     pub(super) neighbours: Neighbours,
@@ -40,6 +49,7 @@ pub struct Server {
     /// When the own subnets were last asked for silent hosts.
     pub(super) swept: Option<Instant>,
     pub(super) parents: Parents,
+    pub(super) turn: Turn,
     /// Sessions that should see whether there is a better way on, in turn.
     pub(super) reattach: VecDeque<Index>,
     pub(super) next_reattach: Option<Instant>,
@@ -49,8 +59,10 @@ pub struct Server {
     pub(super) rng: StdRng,
     pub(super) nonces: NonceKey,
     commands: VecDeque<Command>,
-    requests: Rates,
+    pub(super) requests: Rates,
     unverified: Rates,
+    /// Answers that go to another port than the request came from.
+    pub(super) response_ports: Rates,
     ports_asked: u32,
 }
 
@@ -62,6 +74,9 @@ impl Server {
         let rates = |key, rate| Rates::new(now.monotonic, key, rate);
         Self {
             users: Users::new(&config),
+            policy: Policy::new(&config.peers),
+            #[cfg(feature = "oauth")]
+            tokens: super::authenticate::Tokens::new(&config),
             store: Store::default(),
             quotas: Quotas::new(limits),
             exchanges: Exchanges::default(),
@@ -69,22 +84,40 @@ impl Server {
             seekers: BTreeSet::new(),
             swept: None,
             parents: Parents::new(&config, now.monotonic),
+            turn: Turn::new(&config, &mut rng, now.monotonic),
             reattach: VecDeque::new(),
             next_reattach: None,
             transactions: HashMap::new(),
             counters: Counters::default(),
-            nonces: NonceKey::from_bytes(rng.random()),
+            nonces: nonce_key(rng.random(), &config),
             commands: VecDeque::new(),
             requests: rates(rng.random(), limits.requests_per_second),
             unverified: rates(rng.random(), limits.unverified_per_second),
+            response_ports: rates(rng.random(), RESPONSE_PORTS_PER_SECOND),
             ports_asked: 0,
             config,
             rng,
         }
     }
 
-    /// Takes a datagram that came to the STUN port.
-    pub fn handle_control(&mut self, now: Now, local: SocketAddr, from: SocketAddr, bytes: &[u8]) {
+    /// Takes a message of a client: a datagram, or what a stream holds from one frame to the next.
+    pub fn handle_control(&mut self, now: Now, client: &Client, bytes: &[u8]) {
+        match (classify(bytes), peek(bytes)) {
+            (Datagram::Stun, Some((Class::Request, Method::Binding))) => {
+                self.binding(now, client, bytes);
+            }
+            (Datagram::Stun | Datagram::ChannelData, _) if is_turn(bytes) => {
+                self.handle_turn(now, client, bytes);
+            }
+            (Datagram::Stun, _) if client.over == Over::Udp => self.handle_rawr(now, client, bytes),
+            (Datagram::Stun, _) => self.counters.add(Count::Unexpected),
+            (Datagram::ChannelData | Datagram::Other, _) => self.counters.add(Count::NotStun),
+        }
+    }
+
+    /// Takes a message of one of RAWR's methods, or an answer to a Binding request of ours.
+    fn handle_rawr(&mut self, now: Now, client: &Client, bytes: &[u8]) {
+        let Client { local, remote: from, .. } = *client;
         match decode(bytes) {
             Ok(decoded) => match decoded.message.class {
                 Class::Request => {
@@ -116,12 +149,18 @@ impl Server {
         let exchange = self.exchanges.next_deadline().map(|at| (at, Reason::Exchange));
         let parent = self.parents.next_deadline().map(|at| (at, Reason::Parent));
         let reattach = self.next_reattach.map(|at| (at, Reason::Reattach));
-        [session, exchange, parent, reattach].into_iter().flatten().min()
+        let turn = self.turn_deadline();
+        [session, exchange, parent, reattach, turn].into_iter().flatten().min()
     }
 
     /// What to do next, until `None`.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.commands.pop_front()
+    }
+
+    /// The addresses of this host's interfaces, which no client may reach as a peer.
+    pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.policy.set_host(addresses);
     }
 
     /// What has happened so far.
@@ -163,26 +202,18 @@ impl Server {
         request: &Request<'_>,
         verified: Result<(), ErrorResponse>,
     ) -> Result<Answer, ErrorResponse> {
-        let method = request.decoded.message.method;
-        if method != Method::Binding {
-            verified?;
-        }
+        verified?;
         let unknown = request.decoded.unknown_required();
         if !unknown.is_empty() {
             let error = ErrorResponse::new(ErrorCode::UnknownAttribute, Count::UnknownAttribute);
             return Err(ErrorResponse { unknown: unknown.to_vec(), ..error });
         }
-        match method {
-            Method::Binding => {
-                self.counters.add(Count::Binding);
-                let mapped = Some(request.from);
-                Ok(Answer::now(Attributes { mapped, ..Attributes::default() }, None))
-            }
+        match request.decoded.message.method {
             Method::Exchange => self.exchange(request),
             Method::Connect => self.connect(request),
             Method::Refresh => self.refresh(request),
             Method::Release => self.release(request),
-            Method::Probe | Method::Status => {
+            Method::Binding | Method::Probe | Method::Status => {
                 Err(ErrorResponse::new(ErrorCode::BadRequest, Count::BadRequest))
             }
         }
@@ -202,9 +233,12 @@ impl Server {
         nonce: Option<&str>,
     ) -> Result<(), (ErrorCode, Count)> {
         let nonce = nonce.ok_or((ErrorCode::Unauthenticated, Count::NoNonce))?;
-        self.nonces.check(now.unix.as_secs(), from, nonce).map_err(|error| match error {
-            NonceError::Stale | NonceError::Forged => (ErrorCode::StaleNonce, Count::StaleNonce),
-        })
+        match self.nonces.check(now.unix.as_secs(), from, nonce) {
+            Ok(_) => Ok(()),
+            Err(NonceError::Stale | NonceError::Forged) => {
+                Err((ErrorCode::StaleNonce, Count::StaleNonce))
+            }
+        }
     }
 
     /// Makes the error response of a refusal.
@@ -236,8 +270,7 @@ impl Server {
         message: &Message,
     ) {
         let bytes = message.encode(None);
-        let exempt = self.config.answer_short_binding && message.method == Method::Binding;
-        if bytes.len() > length && !exempt {
+        if bytes.len() > length {
             self.counters.add(Count::TooLong);
         } else if self.allow_unverified(now, from) {
             self.transmit(Source::Control(local), from, bytes);
@@ -276,7 +309,7 @@ impl Server {
     pub(super) fn open_port(&mut self, index: Index, on: On) -> PortId {
         self.ports_asked = self.ports_asked.wrapping_add(1);
         let id = PortId(u64::from(self.ports_asked) << 32 | u64::from(index));
-        self.command(Command::OpenPort { id, on });
+        self.command(Command::OpenPort { id, on, kind: PortKind::Udp(Parity::Any) });
         id
     }
 
@@ -288,6 +321,15 @@ impl Server {
 /// `seconds` as they stand in LIFETIME.
 pub(super) fn seconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// The key of this server's nonces, which tell clients what it can do. Whether USERHASH is of use only
+/// static users decide: an ephemeral user's name is known to nobody before it comes.
+pub(super) fn nonce_key(key: [u8; 32], config: &ServerConfig) -> NonceKey {
+    let username_anonymity = !config.users.is_empty() && config.secrets.is_empty();
+    let password_algorithms = config.has_users();
+    let features = SecurityFeatures { password_algorithms, username_anonymity };
+    NonceKey::from_bytes(key).with_features(features)
 }
 
 fn prefix(request: &Request<'_>) -> Prefix {

@@ -195,7 +195,7 @@ pub(super) struct PeerLeg {
 
 impl PeerLeg {
     pub(super) fn bound(&self) -> Option<Leg> {
-        Some(Leg { local: self.port.open()?, remote: self.remote? })
+        Some(Leg::whole(self.port.open()?, self.remote?))
     }
 
     fn deadline(&self) -> (Instant, Reason) {

@@ -15,7 +15,7 @@ use super::session::{Leaving, Pair, PairKind, PeerLeg, Session};
 use super::store::Index;
 use super::time::Now;
 use super::upstream::Upstream;
-use crate::dataplane::Leg;
+use crate::dataplane::{Leg, Limit, RateLimits};
 
 /// How long a replaced leg is still accepted.
 pub(super) const DRAIN: Duration = Duration::from_secs(5);
@@ -90,14 +90,14 @@ impl Server {
 
     /// Tells the data plane what has changed, and the peers when they have met.
     fn join(&mut self, index: Index) {
-        let rate = self.config.rate;
+        let limits = Limit::own(self.config.rate);
         let Some(session) = self.store.get_mut(index) else { return };
         let wanted = session.wanted();
         if wanted == session.pair {
             return;
         }
         let before = std::mem::replace(&mut session.pair, wanted);
-        let commands = transition(session, before, wanted, rate);
+        let commands = transition(session, before, wanted, limits);
         commands.into_iter().for_each(|command| self.command(command));
         let Some(pair) = wanted else { return };
         let count = match pair.kind {
@@ -210,23 +210,22 @@ fn transition(
     session: &Session,
     before: Option<Pair>,
     after: Option<Pair>,
-    rate: Option<u64>,
+    limits: RateLimits,
 ) -> Vec<Command> {
     let mut commands = Vec::new();
     if let Some(Pair { legs: [a, b], .. }) = after {
-        commands.push(Command::Pair { a, b, rate });
+        commands.push(Command::Pair { a, b, limits });
     }
     // What has left without a trace has been closed already.
     let freed = before.into_iter().flat_map(|pair| pair.legs).filter(|leg| {
         !after.is_some_and(|pair| pair.holds(leg.local)) && session.use_of(leg.local).is_some()
     });
     let drains = |leg: &Leg| session.leaving.iter().any(|it| it.drains(leg.local));
-    commands
-        .extend(freed.filter(|leg| !drains(leg)).map(|leg| Command::Unpair { local: leg.local }));
+    commands.extend(freed.filter(|leg| !drains(leg)).map(|leg| Command::Unpair { key: leg.key() }));
     for (from, side) in session.leaving.iter().filter_map(|leaving| leaving.leg) {
         commands.push(match after {
-            Some(pair) => Command::Drain { from, to: pair.legs[side.other() as usize], rate },
-            None => Command::Unpair { local: from.local },
+            Some(pair) => Command::Drain { from, to: pair.legs[side.other() as usize], limits },
+            None => Command::Unpair { key: from.key() },
         });
     }
     commands

@@ -6,17 +6,18 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use rawr_proto::{Mac, MacKey, MacToken, NonceKey, Role, ServerId, SessionKey};
+use rawr_proto::{Mac, MacKey, MacToken, Role, ServerId, SessionKey};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::command::On;
 use super::config::ServerConfig;
 use super::limits::Prefix;
-use super::server::Server;
+use super::server::{Server, nonce_key};
 use super::session::{Ask, PeerLeg, Port, Session};
 use super::store::Index;
 use super::time::Now;
+use super::turn::{TurnRecord, TurnView};
 
 /// Version of the layout.
 const VERSION: u32 = 1;
@@ -27,17 +28,19 @@ pub struct Snapshot {
     version: u32,
     nonce_key: Hex<32>,
     sessions: Vec<SessionRecord>,
+    /// `None` where the snapshot is older than TURN here.
+    turn: Option<TurnRecord>,
 }
 
 impl Snapshot {
-    /// How many sessions it holds.
+    /// How many sessions and allocations it holds.
     pub fn len(&self) -> usize {
-        self.sessions.len()
+        self.sessions.len() + self.turn.as_ref().map_or(0, TurnRecord::len)
     }
 
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
+        self.len() == 0
     }
 }
 
@@ -47,6 +50,7 @@ struct SnapshotView<'a> {
     version: u32,
     nonce_key: Hex<32>,
     sessions: Records<'a>,
+    turn: TurnView<'a>,
 }
 
 /// The sessions of a server, as a list.
@@ -131,6 +135,7 @@ impl Server {
             version: VERSION,
             nonce_key: Hex(*self.nonces.as_bytes()),
             sessions: Records { server: self, now },
+            turn: self.turn_view(now),
         }
     }
 
@@ -149,9 +154,12 @@ impl Server {
             return Err(RestoreError::Version { found: snapshot.version });
         }
         let mut server = Self::new(config, seed, now);
-        server.nonces = NonceKey::from_bytes(snapshot.nonce_key.0);
+        server.nonces = nonce_key(snapshot.nonce_key.0, &server.config);
         for record in snapshot.sessions {
             server.restore_session(now, record);
+        }
+        if let Some(turn) = snapshot.turn {
+            server.restore_turn(now, turn);
         }
         Ok(server)
     }
@@ -278,7 +286,7 @@ impl From<AskRecord> for Ask {
 
 /// Bytes that are written as hexadecimal digits, and not shown.
 #[derive(Clone, Copy)]
-struct Hex<const N: usize>([u8; N]);
+pub(super) struct Hex<const N: usize>(pub(super) [u8; N]);
 
 impl<const N: usize> fmt::Debug for Hex<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

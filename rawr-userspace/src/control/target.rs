@@ -46,7 +46,7 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn bound(&self) -> Option<Leg> {
-        Some(Leg { local: self.port.open()?, remote: self.remote? })
+        Some(Leg::whole(self.port.open()?, self.remote?))
     }
 
     pub(super) fn learn(&mut self, now: Instant, remote: SocketAddr) {

@@ -76,7 +76,7 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn bound(&self) -> Option<Leg> {
-        let leg = Leg { local: self.port?.open()?, remote: self.remote? };
+        let leg = Leg::whole(self.port?.open()?, self.remote?);
         self.is_bound.then_some(leg)
     }
 

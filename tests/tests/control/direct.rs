@@ -7,7 +7,7 @@ use rawr_proto::{
     Attributes, Class, ErrorCode, IntegrityKey, LegState, MIN_FIRST_REQUEST, Message, Method, Role,
     SessionSecret, TransactionId, WireKey, decode,
 };
-use rawr_userspace::control::{Command, Now, PortError, Server, ServerConfig};
+use rawr_userspace::control::{Client, Command, Now, PortError, Server, ServerConfig};
 use rawr_userspace::dataplane::Leg;
 
 use super::net::{Net, STUN};
@@ -66,7 +66,7 @@ impl Direct {
     }
 
     pub(crate) fn control(&mut self, from: SocketAddr, bytes: &[u8]) -> Sent {
-        self.server.handle_control(self.now, Self::local(), from, bytes);
+        self.server.handle_control(self.now, &Client::udp(Self::local(), from), bytes);
         self.drain()
     }
 

@@ -9,6 +9,7 @@ mod net;
 mod paths;
 mod peers;
 mod refusals;
+mod stun;
 
 use rawr_proto::{ServerId, SessionSecret};
 use rawr_userspace::control::{Kind, Parent, ServerConfig};

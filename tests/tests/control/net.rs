@@ -11,7 +11,7 @@ use rawr_nat::{
 use rawr_proto::{
     Attributes, Class, IntegrityKey, LegState, Message, Method, Role, SessionSecret, decode, peek,
 };
-use rawr_userspace::control::{Command, Now, On, PortError, Server, ServerConfig, Source};
+use rawr_userspace::control::{self, Command, Now, On, PortError, Server, ServerConfig, Source};
 use rawr_userspace::dataplane::Leg;
 
 /// What one link takes.
@@ -308,7 +308,7 @@ impl Net {
         let clock = self.clock();
         let node = &mut self.servers[number];
         if to.port() == STUN {
-            node.server.handle_control(clock, to, from, bytes);
+            node.server.handle_control(clock, &control::Client::udp(to, from), bytes);
         } else if let Some((remote, out)) =
             node.flows.get(&to).filter(|(remote, _)| *remote == from)
         {
@@ -335,13 +335,16 @@ impl Net {
         match command {
             Command::Transmit { from, to, bytes } => {
                 let from = match from {
-                    Source::Control(local) | Source::Data(local) => local,
+                    Source::Control(local)
+                    | Source::Data(local)
+                    | Source::DataUnfragmented(local) => local,
                     Source::Route => SocketAddr::new(node.ip, STUN),
+                    Source::Connection(_) => panic!("no streams here"),
                 };
                 assert!(from.port() == STUN || node.ports.contains_key(&from), "closed: {from}");
                 self.post(from, to, bytes);
             }
-            Command::OpenPort { id, on } => {
+            Command::OpenPort { id, on, .. } => {
                 let result = node.open(on);
                 node.server.port_opened(clock, id, result);
             }
@@ -360,10 +363,13 @@ impl Net {
                 assert!(node.ports.contains_key(&from.local) && node.ports.contains_key(&to.local));
                 node.flows.insert(from.local, (from.remote, to));
             }
-            Command::Unpair { local } => {
-                node.flows.remove(&local);
+            Command::Unpair { key } => {
+                node.flows.remove(&key.local());
             }
             Command::ProbeNeighbours => node.sweeps += 1,
+            Command::Connect { .. } | Command::Splice { .. } | Command::Close(_) => {
+                panic!("no streams here")
+            }
         }
     }
 

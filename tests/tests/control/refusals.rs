@@ -8,6 +8,7 @@ use rawr_proto::{
     ephemeral_password, ephemeral_username,
 };
 use rawr_userspace::control::{Command, Count, Kind, ServerConfig};
+use rawr_userspace::dataplane::FlowKey;
 
 use super::direct::{Direct, refingerprint, subject};
 use super::net::secs;
@@ -454,7 +455,7 @@ fn legs_expire_unless_refreshed() {
     direct.commands.clear();
     direct.pass(secs(20));
     assert_eq!(direct.open, 1);
-    assert!(direct.commands.contains(&Command::Unpair { local: port_b }));
+    assert!(direct.commands.contains(&Command::Unpair { key: FlowKey::port(port_b) }));
     let data = SocketAddr::new(b().ip(), b().port() + 1);
     assert_eq!(direct.probe(port_b, data, &secret, Role::B), Some(LegState::Waiting));
     direct.pass(secs(130));
@@ -465,15 +466,14 @@ fn legs_expire_unless_refreshed() {
 
 #[test]
 fn binding_is_answered_without_state_and_without_amplification() {
-    let mut direct = Direct::new(root(1));
+    let mut direct = Direct::new(gateway(1, &[]));
     let binding = direct.message(Method::Binding, Attributes::default());
     let sent = direct.control(a(), &binding.encode_padded(None, MIN_FIRST_REQUEST));
     assert_eq!(decode(&sent[0].1).unwrap().message.attributes.mapped, Some(a()));
     assert!(direct.control(a(), &binding.encode(None)).is_empty());
     assert_eq!(direct.server.counters().get(Count::TooLong), 1);
 
-    let mut config = root(1);
-    config.answer_short_binding = true;
-    let mut plain = Direct::new(config);
+    // A root serves clients that know nothing of padding.
+    let mut plain = Direct::new(root(1));
     assert_eq!(plain.control(a(), &binding.encode(None)).len(), 1);
 }
