@@ -19,6 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::dataplane::slow_path::Totals;
+use crate::io::streams::StreamTotals;
 
 /// Longest request, in bytes.
 const LONGEST_REQUEST: u64 = 4096;
@@ -65,9 +66,16 @@ pub struct Status {
     pub interfaces: Vec<InterfaceInfo>,
     pub sessions: SessionCounts,
     pub flows: FlowCounts,
+    /// The kernel's tables; none where userspace forwards everything.
+    pub tables: Vec<TableInfo>,
     /// What the kernel has forwarded, and passed up or dropped by reason, in packets.
     pub kernel: KernelCounts,
     pub slow_path: Totals,
+    /// Addresses for TCP and TLS, and what has become of those who came there.
+    #[serde(default)]
+    pub listen_tcp: Vec<SocketAddr>,
+    #[serde(default)]
+    pub streams: StreamTotals,
     /// What the control plane has granted, refused and moved, by name; zeros are left out.
     pub control: BTreeMap<String, u64>,
     pub gateways: Vec<GatewayInfo>,
@@ -110,6 +118,15 @@ pub struct KernelCounts {
     pub reasons: BTreeMap<String, u64>,
 }
 
+/// How full one of the kernel's tables is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableInfo {
+    /// "ports, IPv4" and so on.
+    pub name: String,
+    pub used: u64,
+    pub length: u64,
+}
+
 /// How a parent is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatewayInfo {
@@ -144,8 +161,12 @@ pub struct LegInfo {
 pub struct FlowInfo {
     pub from_remote: SocketAddr,
     pub from_local: SocketAddr,
+    /// Channel of the ChannelData that arrives; nothing where that is plain datagrams.
+    pub from_channel: Option<u16>,
     pub to_local: SocketAddr,
     pub to_remote: SocketAddr,
+    /// Channel of the ChannelData that leaves.
+    pub to_channel: Option<u16>,
     /// "installed", "pending", "userspace", or "failed".
     pub state: String,
     /// Why it is not installed.

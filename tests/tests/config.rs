@@ -14,6 +14,7 @@ listen = ["192.0.2.1", "[2001:db8::1]:4000"]
 interfaces = ["eth0", "eth1"]
 datapath = "generic"
 table_length = 65536
+channel_table_length = 131072
 data_ports = "50000-59999"
 userspace_threads = 2
 session_rate = "8Mbit/s"
@@ -44,6 +45,8 @@ fn a_file_becomes_a_configuration() {
     assert_eq!((config.kind, config.datapath), (Kind::Gateway, Datapath::Generic));
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["192.0.2.1:3478", "[2001:db8::1]:4000"]);
+    let lengths = [config.table_length, config.channel_table_length].map(|length| length.get());
+    assert_eq!(lengths, [65_536, 131_072]);
     assert_eq!(config.session_rate.unwrap().bytes_per_second(), 1_000_000);
     assert_eq!(config.trusted, ["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(config.max_lifetime, Duration::from_secs(300));
@@ -54,6 +57,12 @@ fn a_file_becomes_a_configuration() {
     assert!(config.gateways[0].credentials.is_some() && config.gateways[1].credentials.is_none());
     assert_eq!(config.state_dir.to_str(), Some("/run/rawr/edge"));
     assert_eq!(config.admin_socket.to_str(), Some("/run/rawr/edge/admin.sock"));
+}
+
+#[test]
+fn channel_tables_are_as_long_as_the_others_unless_told() {
+    let config = Config::from_toml("table_length = 65536\n").unwrap();
+    assert_eq!(config.channel_table_length.get(), 65_536);
 }
 
 #[test]
@@ -124,6 +133,71 @@ address = \"rawrs:gw.example.net\"
 }
 
 #[test]
+fn mistakes_in_the_table_turn_are_told_with_their_places() {
+    let text = "\
+[turn]
+listen_tcp = [\"192.0.2.1:0\"]
+certificate = \"chain.pem\"
+alternate_servers = [\"0.0.0.0:3478\"]
+allocation_rate = \"10 MB\"
+nat64_prefixes = [\"2001:db8::/95\"]
+limits.channels = 5000
+streams.sendqueue = 1
+
+[[turn.relays]]
+address = \"10.0.0.5\"
+advertised = \"2001:db8::5\"
+
+[[turn.discovery]]
+primary = \"192.0.2.1:3478\"
+alternate = \"192.0.2.2:3478\"
+
+[[turn.discovery]]
+primary = \"192.0.2.1:3478\"
+";
+    let told: Vec<String> = mistakes(text).0.iter().map(ToString::to_string).collect();
+    let expected = [
+        "2:15: turn.listen_tcp[0]: expected an address with or without port",
+        "3:15: turn.certificate: expected a path that begins with /",
+        "4:22: turn.alternate_servers[0]: expected an address of one host with port",
+        "5:19: turn.allocation_rate: expected a rate such as",
+        "6:19: turn.nat64_prefixes[0]: expected an IPv6 prefix of length 32",
+        "7:19: turn.limits.channels: expected a number from 1 to 4096",
+        "8:9: turn.streams.sendqueue: unknown key; did you mean send_queue?",
+        "12:14: turn.relays[0].advertised: is of the other family than address",
+        "16:13: turn.discovery[0].alternate: must differ from primary in address and port",
+        "18:1: turn.discovery[1].alternate: missing",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(expected), "{told} instead of {expected}");
+    }
+}
+
+#[test]
+fn the_command_translates_a_turnserver_conf() {
+    let file = std::env::temp_dir().join(format!("rawr-turnserver-{}.conf", std::process::id()));
+    let translate = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        rawr(&["config", "import-coturn", file.to_str().unwrap()])
+    };
+    let harmless = translate("user=alice:hunter2\nsyslog\n");
+    let grave = translate("user=alice:hunter2\nsecure-stun\n");
+    std::fs::remove_file(&file).unwrap();
+
+    assert_eq!(harmless.status.code(), Some(0), "{harmless:?}");
+    let config = Config::from_toml(std::str::from_utf8(&harmless.stdout).unwrap()).unwrap();
+    assert_eq!(config.users[0].password.expose(), "hunter2");
+    let told = String::from_utf8(harmless.stderr).unwrap();
+    assert!(told.contains(".conf:2: syslog: not needed: "), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+
+    assert_eq!(grave.status.code(), Some(3), "{grave:?}");
+    let told = String::from_utf8(grave.stderr).unwrap();
+    assert!(told.contains(".conf:2: secure-stun: left out, with effect on security: "), "{told}");
+}
+
+#[test]
 fn what_is_no_toml_is_told_with_its_place() {
     let found = mistakes("kind = \"root\"\nlisten = [\"0.0.0.0\"\nlog = \"info\"\n");
     let first = &found.0[0];
@@ -142,6 +216,20 @@ fn contradictions_are_told_with_the_place_of_one_side() {
         ),
         ("max_lifetime = 60\n", &[" default_lifetime: is longer"][..]),
         ("data_ports = \"3000-4000\"\n", &["1:1: data_ports: contain a port of listen"][..]),
+        (
+            "[turn]\nlisten_tcp = [\"0.0.0.0:50000\"]\nlisten_tls = [\"::\"]\n",
+            &[
+                " data_ports: contain a port of the table turn",
+                "3:1: turn.listen_tls: needs a cert",
+            ],
+        ),
+        ("[turn]\nkey = \"/k\"\n", &["2:1: turn.key: needs turn.certificate"]),
+        ("[turn]\nmax_lifetime = 60\n", &[" turn.default_lifetime: is longer"]),
+        ("[turn]\nmax_lifetime = 3900\n", &[" turn.streams: idle_timeout must be longer"]),
+        (
+            "[turn]\nallow_peers = [\"10.0.0.0/8\"]\ndeny_peers = [\"10.9.9.9/8\"]\n",
+            &["3:1: turn.deny_peers: hold a prefix that turn.allow_peers has"],
+        ),
     ] {
         let found = mistakes(text).0;
         assert_eq!(found.len(), expected.len(), "{found:?}");

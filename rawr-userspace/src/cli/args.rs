@@ -60,9 +60,12 @@ pub struct ServeArgs {
     /// Ports for legs, two for each session [default: 49152-65535]
     #[arg(long, value_name = "LOW-HIGH")]
     data_ports: Option<PortRange>,
-    /// Entries of each flow table, a power of two
+    /// Entries of each port table, a power of two
     #[arg(long, value_name = "ENTRIES")]
     table_length: Option<TableLength>,
+    /// Entries of each channel table, a power of two
+    #[arg(long, value_name = "ENTRIES")]
+    channel_table_length: Option<TableLength>,
     /// Threads that forward in userspace
     #[arg(long, value_name = "COUNT", value_parser = threads)]
     userspace_threads: Option<usize>,
@@ -108,6 +111,7 @@ impl ServeArgs {
             secrets: some(self.secrets),
             data_ports: self.data_ports,
             table_length: self.table_length,
+            channel_table_length: self.channel_table_length,
             userspace_threads: self.userspace_threads,
             session_rate: self.session_rate,
             mac_lookup: self.mac_lookup,

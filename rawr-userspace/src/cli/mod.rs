@@ -48,7 +48,7 @@ enum Command {
     Doctor(Box<DoctorArgs>),
     /// Join a session: carry an application's datagrams to the other peer
     Peer(Box<PeerArgs>),
-    /// Check a configuration file
+    /// Check a configuration file, or make one from coturn's
     Config(ConfigArgs),
     /// Show how the daemon is: modes, sessions, flows, counters
     Status {
@@ -90,7 +90,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args),
             Command::Doctor(args) => return doctor::run(*args),
             Command::Peer(args) => peer::run(*args),
-            Command::Config(args) => config::run(&args),
+            Command::Config(args) => return config::run(&args),
             Command::Status { daemon, output } => status::run(Request::Status, &daemon, output),
             Command::Sessions { daemon, output } => status::run(Request::Sessions, &daemon, output),
             Command::Flows { daemon, output } => status::run(Request::Flows, &daemon, output),

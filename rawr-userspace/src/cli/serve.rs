@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, bail};
 use rawr_proto::ServerId;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::args::ServeArgs;
@@ -19,9 +20,11 @@ use crate::doctor;
 use crate::io::clock;
 use crate::io::control_socket::ControlSocket;
 use crate::io::driver::{About, Driver, Ended, Inbox, Kernel, Parts};
+use crate::io::listeners::BindingAnswers;
 use crate::io::neighbours::SweepConfig;
 use crate::io::netlink::{self, NextHopResolver};
 use crate::io::state_file::StateFile;
+use crate::io::streams::Streams;
 use crate::topology::LinkKind;
 
 /// Commands of the operator that wait for the loop.
@@ -49,6 +52,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let network = NextHopResolver::open(network_config(&config))?;
     let interfaces = interfaces(&config, &network)?;
     let (slow_path, strays) = SlowPath::start(config.slow_path())?;
+    // Nothing to reload is no reason to end.
+    let _hangup = signal(SignalKind::hangup()).context("cannot await SIGHUP")?;
+    let (streams, stream_events) = Streams::open(&config.streams())?;
+    for address in streams.bound() {
+        log::info!("clients may connect to {address} over TCP");
+    }
     let (kernel, fallback) = open_kernel(&config)?;
     let server = start_server(&config, &state).await?;
     let about = About {
@@ -60,6 +69,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         server,
         kernel,
         slow_path,
+        streams,
         network,
         sockets,
         state,
@@ -73,13 +83,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         None => userspace(&interfaces, fallback.as_deref()),
     };
     driver.set_interfaces(attached);
+    if answers_in_kernel(&config) {
+        let bytes_per_second = Some(config.turn.binding_rate.bytes_per_second());
+        driver.answer_binding(BindingAnswers { bytes_per_second });
+    }
 
     let (calls_in, calls) = mpsc::channel(CALLS);
     tokio::spawn(admin.run(calls_in));
     log::info!("{} {} is ready", config.kind, config.instance.as_str());
     // Without a service manager there is nobody to notify.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    match driver.run(Inbox { strays, calls }).await? {
+    match driver.run(Inbox { strays, streams: stream_events, calls }).await? {
         Ended::Stopped if in_kernel => log::info!("stopped; the kernel goes on forwarding"),
         Ended::Stopped => log::info!("stopped"),
         Ended::Detach => {
@@ -94,7 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// Requests of ours need a socket that any route may use: where no STUN port is one, another is.
 fn listen(config: &Config) -> anyhow::Result<Vec<ControlSocket>> {
     let mut sockets = Vec::new();
-    for address in &config.listen {
+    for address in &config.udp_addresses() {
         match ControlSocket::bind(*address) {
             Ok(socket) => sockets.push(socket),
             Err(error) if address.ip().is_unspecified() && config.listen.len() > 1 => {
@@ -145,6 +159,12 @@ fn interfaces(config: &Config, network: &NextHopResolver) -> anyhow::Result<Vec<
         .collect())
 }
 
+/// Whether the kernel is to answer Binding requests: it would have to say what userspace says.
+fn answers_in_kernel(config: &Config) -> bool {
+    let turn = &config.turn;
+    turn.answer_binding && config.answer_short_binding && turn.discovery.is_empty()
+}
+
 /// The kernel's part, or why there is none although there should be.
 fn open_kernel(config: &Config) -> anyhow::Result<(Option<Kernel>, Option<String>)> {
     if config.datapath == Datapath::Userspace {
@@ -153,7 +173,9 @@ fn open_kernel(config: &Config) -> anyhow::Result<(Option<Kernel>, Option<String
     let settings = bpf::Config {
         instance: config.instance.as_str().to_owned(),
         table_len: config.table_length.get(),
+        channel_len: config.channel_table_length.get(),
         flows: most_flows(config),
+        answers: answers_in_kernel(config),
         ..bpf::Config::default()
     };
     match Bpf::open(&settings, object::object()) {
@@ -169,10 +191,13 @@ fn open_kernel(config: &Config) -> anyhow::Result<(Option<Kernel>, Option<String
     }
 }
 
-/// Each session has two legs, each leg a flow; moves take a third for a while.
+/// Each session has two legs, each leg a flow; moves take a third for a while. Of the channels' flows, one
+/// half arrives from clients, and the table where those stand has places for nearly all up to half of it.
 fn most_flows(config: &Config) -> u32 {
-    let flows = config.limits.sessions.saturating_mul(3);
-    u32::try_from(flows).unwrap_or(u32::MAX).clamp(1024, 2 * config.table_length.get())
+    let channels = config.channel_table_length.get();
+    let flows = config.limits.sessions.saturating_mul(3).saturating_add(channels as usize);
+    let most = 2 * (config.table_length.get() + channels);
+    u32::try_from(flows).unwrap_or(u32::MAX).clamp(1024, most)
 }
 
 fn attach(

@@ -11,6 +11,7 @@ use super::args::{DaemonArgs, OutputArgs};
 use super::table::{bytes, duration, render};
 use crate::admin::{self, FlowInfo, Request, Response, SessionInfo, Status};
 use crate::dataplane::slow_path::Totals;
+use crate::io::streams::StreamTotals;
 
 /// Asks the daemon and writes its answer.
 pub(super) fn run(request: Request, daemon: &DaemonArgs, output: OutputArgs) -> anyhow::Result<()> {
@@ -42,6 +43,11 @@ fn show_status(status: &Status) -> String {
     line("rawr", format!("{version}, {kind} \"{instance}\", pid {pid}"));
     line("up", duration(status.uptime_seconds));
     line("listens on", joined(&status.listen));
+    if !status.listen_tcp.is_empty() {
+        line("TCP and TLS", joined(&status.listen_tcp));
+        let StreamTotals { open, accepted, .. } = status.streams;
+        line("streams", format!("{open} open of {accepted}"));
+    }
     for interface in &status.interfaces {
         let why = interface.fallback.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
         line("interface", format!("{}: {}{why}", interface.name, interface.mode));
@@ -66,6 +72,9 @@ fn show_status(status: &Status) -> String {
             flows.installed, flows.pending, flows.failed
         ),
     );
+    for table in &status.tables {
+        line("table", format!("{}: {} of {} places", table.name, table.used, table.length));
+    }
     let kernel = &status.kernel;
     line("kernel", format!("{} packets, {}", kernel.packets, bytes(kernel.bytes)));
     let slow = &status.slow_path;
@@ -73,6 +82,7 @@ fn show_status(status: &Status) -> String {
     text.push_str(&counters("flows not installed", &flows.failures));
     text.push_str(&counters("passed up by the kernel", &kernel.reasons));
     text.push_str(&counters("userspace", &losses(slow)));
+    text.push_str(&counters("streams", &stream_losses(&status.streams)));
     text.push_str(&counters("control", &status.control));
     text
 }
@@ -99,6 +109,17 @@ fn losses(totals: &Totals) -> BTreeMap<String, u64> {
         ("not sent, too big", totals.too_big),
         ("not sent", totals.send_failed),
         ("not received", totals.receive_failed),
+        ("ICMP errors to control", totals.path_errors),
+    ];
+    named.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+/// What went wrong with streams.
+fn stream_losses(totals: &StreamTotals) -> BTreeMap<String, u64> {
+    let named = [
+        ("refused, too many", totals.refused),
+        ("ended before they spoke", totals.failed),
+        ("messages dropped, client does not read", totals.dropped),
     ];
     named.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
@@ -135,8 +156,8 @@ fn show_flows(flows: &[FlowInfo]) -> String {
         };
         [
             flow.from_remote.to_string(),
-            flow.from_local.to_string(),
-            flow.to_local.to_string(),
+            at_channel(flow.from_local, flow.from_channel),
+            at_channel(flow.to_local, flow.to_channel),
             flow.to_remote.to_string(),
             flow.packets.to_string(),
             bytes(flow.bytes),
@@ -147,6 +168,13 @@ fn show_flows(flows: &[FlowInfo]) -> String {
     let rows: Vec<[String; 8]> = flows.iter().map(row).collect();
     let header = ["FROM", "ARRIVES ON", "LEAVES BY", "TO", "PACKETS", "BYTES", "NEXT HOP", "STATE"];
     render(header, &rows) + &format!("{} flows\n", flows.len())
+}
+
+fn at_channel(address: SocketAddr, channel: Option<u16>) -> String {
+    match channel {
+        Some(channel) => format!("{address} {channel:#06x}"),
+        None => address.to_string(),
+    }
 }
 
 fn shown(address: Option<SocketAddr>) -> String {

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use toml::de::DeValue;
 
+use super::draft_turn::{DraftTurn, read_turn};
 use super::reader::{Mistake, Mistakes, Place, Problem, Source, Table};
 use super::value::{
     Credentials, Datapath, InstanceName, PortRange, Rate, Secret, ServerAddress, TableLength,
@@ -29,6 +30,7 @@ pub struct Draft {
     pub interfaces: Option<Vec<String>>,
     pub datapath: Option<Datapath>,
     pub table_length: Option<TableLength>,
+    pub channel_table_length: Option<TableLength>,
     pub data_ports: Option<PortRange>,
     pub userspace_threads: Option<usize>,
     pub socket_buffer: Option<usize>,
@@ -45,6 +47,8 @@ pub struct Draft {
     pub hop_limit: Option<u8>,
     pub session_rate: Option<Rate>,
     pub limits: DraftLimits,
+    /// The file alone says it.
+    pub turn: DraftTurn,
     pub state_dir: Option<PathBuf>,
     pub admin_socket: Option<PathBuf>,
     pub log: Option<LevelFilter>,
@@ -83,6 +87,7 @@ impl Draft {
             interfaces: flags.interfaces.or(self.interfaces),
             datapath: flags.datapath.or(self.datapath),
             table_length: flags.table_length.or(self.table_length),
+            channel_table_length: flags.channel_table_length.or(self.channel_table_length),
             data_ports: flags.data_ports.or(self.data_ports),
             userspace_threads: flags.userspace_threads.or(self.userspace_threads),
             socket_buffer: flags.socket_buffer.or(self.socket_buffer),
@@ -99,6 +104,7 @@ impl Draft {
             hop_limit: flags.hop_limit.or(self.hop_limit),
             session_rate: flags.session_rate.or(self.session_rate),
             limits: self.limits.overridden_by(flags.limits),
+            turn: self.turn,
             state_dir: flags.state_dir.or(self.state_dir),
             admin_socket: flags.admin_socket.or(self.admin_socket),
             log: flags.log.or(self.log),
@@ -122,6 +128,10 @@ impl Draft {
             interfaces: self.interfaces.unwrap_or_default(),
             datapath: self.datapath.unwrap_or(default.datapath),
             table_length: self.table_length.unwrap_or(default.table_length),
+            channel_table_length: self
+                .channel_table_length
+                .or(self.table_length)
+                .unwrap_or(default.channel_table_length),
             data_ports: self.data_ports.unwrap_or(default.data_ports),
             userspace_threads: self.userspace_threads.unwrap_or(default.userspace_threads),
             socket_buffer: self.socket_buffer.unwrap_or(default.socket_buffer),
@@ -132,12 +142,13 @@ impl Draft {
             secrets: self.secrets.unwrap_or_default(),
             mac_lookup: self.mac_lookup.unwrap_or(kind == Kind::Gateway),
             probe_interfaces: self.probe_interfaces.unwrap_or_default(),
-            answer_short_binding: self.answer_short_binding.unwrap_or(default.answer_short_binding),
+            answer_short_binding: self.answer_short_binding.unwrap_or(kind == Kind::Root),
             default_lifetime: self.default_lifetime.unwrap_or(default.default_lifetime),
             max_lifetime: self.max_lifetime.unwrap_or(default.max_lifetime),
             hop_limit: self.hop_limit.unwrap_or(default.hop_limit),
             session_rate: self.session_rate,
             limits: self.limits.finish(),
+            turn: self.turn.finish(),
             admin_socket: self.admin_socket.unwrap_or_else(|| admin_socket_in(&state_dir)),
             state_dir,
             log: self.log.unwrap_or(default.log),
@@ -170,6 +181,9 @@ impl Draft {
         let ports = self.data_ports.as_ref().unwrap_or(&default.data_ports);
         let apart = !listen.iter().any(|address| ports.0.contains(&address.port()));
         claim("data_ports", apart, "contain a port of listen: keep the two apart");
+        let apart = !self.turn.ports().any(|port| ports.0.contains(&port));
+        claim("data_ports", apart, "contain a port of the table turn: keep the two apart");
+        self.turn.claims(&mut claim);
         found
     }
 }
@@ -226,6 +240,8 @@ fn read_top(top: Table<'_>) -> Draft {
         interfaces: top.list("interfaces", interface),
         datapath: top.read("datapath", parsed),
         table_length: top.read("table_length", |value| integer_text(value)?.parse()),
+        channel_table_length: top
+            .read("channel_table_length", |value| integer_text(value)?.parse()),
         data_ports: top.read("data_ports", parsed),
         userspace_threads: top.read("userspace_threads", |value| integer(value, 1..=64)),
         socket_buffer: top.read("socket_buffer", |value| integer(value, 4096..=1 << 30)),
@@ -246,6 +262,7 @@ fn read_top(top: Table<'_>) -> Draft {
         hop_limit: top.read("hop_limit", |value| integer(value, 1..=64)),
         session_rate: top.read("session_rate", parsed),
         limits: top.table("limits").map(read_limits).unwrap_or_default(),
+        turn: top.table("turn").map(read_turn).unwrap_or_default(),
         state_dir: top.read("state_dir", absolute_path),
         admin_socket: top.read("admin_socket", absolute_path),
         log: top.read("log", log_level),
@@ -307,15 +324,15 @@ fn read_credentials(
     Some(Credentials { username: username?, password: password? })
 }
 
-fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueError> {
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueError> {
     value.as_str().ok_or(ValueError::Expected("text in quotes"))
 }
 
-fn parsed<T: FromStr<Err = ValueError>>(value: &DeValue<'_>) -> Result<T, ValueError> {
+pub(super) fn parsed<T: FromStr<Err = ValueError>>(value: &DeValue<'_>) -> Result<T, ValueError> {
     text(value)?.parse()
 }
 
-fn boolean(value: &DeValue<'_>) -> Result<bool, ValueError> {
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, ValueError> {
     value.as_bool().ok_or(ValueError::Expected("true or false"))
 }
 
@@ -326,7 +343,7 @@ fn integer_text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, ValueError> {
     }
 }
 
-fn integer<T: FromStr + PartialOrd + std::fmt::Display>(
+pub(super) fn integer<T: FromStr + PartialOrd + std::fmt::Display>(
     value: &DeValue<'_>,
     range: RangeInclusive<T>,
 ) -> Result<T, ValueError> {
@@ -339,7 +356,7 @@ fn integer<T: FromStr + PartialOrd + std::fmt::Display>(
     }
 }
 
-fn seconds(value: &DeValue<'_>) -> Result<Duration, ValueError> {
+pub(super) fn seconds(value: &DeValue<'_>) -> Result<Duration, ValueError> {
     integer(value, 10..=86_400).map(Duration::from_secs)
 }
 
@@ -400,7 +417,7 @@ fn realm(value: &DeValue<'_>) -> Result<String, ValueError> {
     }
 }
 
-fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, ValueError> {
+pub(super) fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, ValueError> {
     let path = PathBuf::from(text(value)?);
     if path.is_absolute() {
         Ok(path)
@@ -417,6 +434,7 @@ fn log_level(value: &DeValue<'_>) -> Result<LevelFilter, ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Peers, Turn};
 
     const EXAMPLE: &str = include_str!("../../../docs/rawr.example.toml");
 
@@ -445,6 +463,7 @@ mod tests {
         let shown = Config::from_toml(&example_in_force()).unwrap();
         assert!(!shown.gateways.is_empty() && !shown.users.is_empty() && !shown.secrets.is_empty());
         assert!(shown.session_rate.is_some());
+        assert!(!shown.turn.relays.is_empty() && shown.turn.certificate.is_some());
         // What is empty by default is shown by an example instead.
         let shown = Config {
             gateways: Vec::new(),
@@ -453,6 +472,18 @@ mod tests {
             interfaces: Vec::new(),
             probe_interfaces: Vec::new(),
             session_rate: None,
+            turn: Turn {
+                listen_tcp: Vec::new(),
+                listen_tls: Vec::new(),
+                certificate: None,
+                relays: Vec::new(),
+                discovery: Vec::new(),
+                alternate_servers: Vec::new(),
+                allocation_rate: None,
+                user_rate: None,
+                peers: Peers::default(),
+                ..shown.turn
+            },
             ..shown
         };
         assert_eq!(shown, default);

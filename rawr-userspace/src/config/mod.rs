@@ -3,8 +3,11 @@
 //! A [`Draft`] holds what was said, a [`Config`] what follows from it. `docs/rawr.example.toml`
 //! explains every key.
 
+pub mod coturn;
 mod draft;
+mod draft_turn;
 mod reader;
+mod turn;
 mod value;
 
 use std::fmt;
@@ -18,16 +21,19 @@ use rawr_proto::ServerId;
 
 pub use self::draft::{Draft, DraftLimits};
 pub(crate) use self::draft::{interface_name, listen_address, subnet};
+pub use self::draft_turn::DraftTurn;
 pub use self::reader::{Mistake, Mistakes, Place, Problem};
+pub use self::turn::{Discovery, Peers, Relay, StreamLimits, Turn, TurnLimits};
 pub use self::value::{
     Credentials, Datapath, InstanceName, PortRange, Rate, Secret, ServerAddress, TableLength,
     ValueError,
 };
 
+use crate::control::{Behaviour, Parent, ServerConfig};
 pub use crate::control::{Kind, Limits};
-use crate::control::{Parent, ServerConfig};
 use crate::dataplane::slow_path;
 use crate::doctor;
+use crate::io::streams;
 
 /// Where the file is if no other is named.
 pub const DEFAULT_PATH: &str = "/etc/rawr/rawr.toml";
@@ -45,8 +51,10 @@ pub struct Config {
     /// address.
     pub interfaces: Vec<String>,
     pub datapath: Datapath,
-    /// Entries of each flow table.
+    /// Entries of each port table.
     pub table_length: TableLength,
+    /// Entries of each channel table.
+    pub channel_table_length: TableLength,
     /// Where data ports are chosen from.
     pub data_ports: PortRange,
     pub userspace_threads: usize,
@@ -74,6 +82,7 @@ pub struct Config {
     /// Most that each direction of a session may carry.
     pub session_rate: Option<Rate>,
     pub limits: Limits,
+    pub turn: Turn,
     pub state_dir: PathBuf,
     pub admin_socket: PathBuf,
     pub log: LevelFilter,
@@ -140,6 +149,13 @@ impl Config {
             hop_limit: self.hop_limit,
             rate: self.session_rate.map(Rate::bytes_per_second),
             limits: self.limits,
+            strict_expiry: self.turn.strict_expiry,
+            peers: self.turn.peer_rules(),
+            alternates: self.turn.alternate_servers.clone(),
+            behaviours: self.turn.behaviours(),
+            turn: self.turn.server(),
+            #[cfg(feature = "oauth")]
+            tokens: None,
         }
     }
 
@@ -153,6 +169,43 @@ impl Config {
         }
     }
 
+    /// What concerns streams of clients.
+    pub fn streams(&self) -> streams::Settings {
+        let limits = &self.turn.streams;
+        streams::Settings {
+            tcp: self.turn.listen_tcp.clone(),
+            tls: self.turn.listen_tls.clone(),
+            certificate: self.turn.certificate.clone(),
+            connections: limits.connections,
+            connections_per_prefix: limits.connections_per_prefix,
+            send_queue: limits.send_queue,
+            timeouts: streams::Timeouts {
+                handshake: limits.handshake_timeout,
+                idle: limits.idle_timeout,
+            },
+            relay_ports: self.data_ports.0.clone(),
+        }
+    }
+
+    /// Every address of the STUN port over UDP: those that were named, and what behaviour discovery
+    /// needs besides.
+    pub fn udp_addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses = self.listen.clone();
+        for address in self.turn.behaviours().iter().flat_map(Behaviour::sockets) {
+            let is_served = |other: &SocketAddr| {
+                let everywhere = SocketAddr::new(other.ip(), address.port());
+                *other == address
+                    || (other.ip().is_unspecified()
+                        && *other == everywhere
+                        && other.is_ipv4() == address.is_ipv4())
+            };
+            if !addresses.iter().any(is_served) {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+
     /// What concerns the judgement of this host, which is to hold so many sessions.
     pub fn doctor(&self, sessions: u64) -> doctor::Options {
         let named = self.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
@@ -164,6 +217,7 @@ impl Config {
             data_ports: self.data_ports.0.clone(),
             control_port: self.listen.first().map_or(STUN_PORT, SocketAddr::port),
             table_length: self.table_length.get(),
+            channel_table_length: self.channel_table_length.get(),
         }
     }
 }
@@ -189,6 +243,7 @@ impl Default for Config {
             interfaces: Vec::new(),
             datapath: Datapath::Auto,
             table_length: TableLength::default(),
+            channel_table_length: TableLength::default(),
             data_ports: PortRange(49152..=65535),
             userspace_threads: 1,
             socket_buffer: 1 << 20,
@@ -205,6 +260,7 @@ impl Default for Config {
             hop_limit: 8,
             session_rate: None,
             limits: Limits::default(),
+            turn: Turn::default(),
             admin_socket: admin_socket_in(&state_dir),
             state_dir,
             log: LevelFilter::Info,

@@ -97,6 +97,11 @@ impl Default for TableLength {
 }
 
 impl Rate {
+    /// So many bytes per second.
+    pub const fn of_bytes(per_second: u64) -> Self {
+        Self(per_second)
+    }
+
     pub fn bytes_per_second(self) -> u64 {
         self.0
     }

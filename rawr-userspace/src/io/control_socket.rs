@@ -9,6 +9,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::dataplane::slow_path::allow_fragmentation;
+
 /// Room for one received buffer. Control messages are short; a buffer that coalesces several (GRO)
 /// holds at most 64 KiB.
 const BUFFER_SIZE: usize = 1 << 16;
@@ -61,6 +63,9 @@ impl ControlSocket {
         // Without CAP_NET_ADMIN the kernel caps the size instead of granting it; both are fine.
         let _ = socket.set_recv_buffer_size(QUEUE_SIZE);
         let state = UdpSocketState::new((&socket).into())?;
+        // `UdpSocketState` has just forbidden it, for QUIC's sake, and would drop without a word what is
+        // longer than the MTU: padded answers (RFC 5780 §7.6), and data on its way to a TURN client.
+        allow_fragmentation(&socket, address)?;
         let socket = UdpSocket::from_std(socket.into())?;
         let bound = socket.local_addr()?;
         Ok(Self { socket, state, bound, takes_requests })

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! STUN port ──▶ Server ──▶ Command ─┬─▶ STUN port, data ports      in this order of priority:
-//! data ports ─▶   ▲                 ├─▶ slow path                  signals, control, strays from data
-//! netlink ──────▶ │                 └─▶ flow table ─▶ reconciler   ports, netlink, operator, timers
-//! time ───────────┘                                     └─▶ back end
+//! data ports ─▶   ▲                 ├─▶ streams, slow path         signals, control, strays from data
+//! streams ──────▶ │                 └─▶ flow table ─▶ reconciler   ports, streams, netlink, operator,
+//! netlink, time ──┘                                     └─▶ back end  timers
 //! ```
 //!
 //! Nothing here waits but the `select!` in [`Driver::run`].
@@ -19,21 +19,22 @@ use tokio::sync::mpsc;
 
 use super::clock;
 use super::control_socket::{Buffers, ControlSocket};
+use super::listeners::BindingAnswers;
 use super::netlink::{NetworkEvent, NextHopResolver};
 use super::ports::Ports;
 use super::report;
 use super::state_file::StateFile;
+use super::streams::{StreamEvent, Streams};
 use crate::admin::{Call, InterfaceInfo, Request, Response};
-use crate::control::{Command, Neighbour, Now, PortError, Server, Source};
-use crate::dataplane::backend::Backend as _;
+use crate::control::{Client, Command, Neighbour, Now, Server, Source};
 use crate::dataplane::bpf::Bpf;
 use crate::dataplane::flow_table::{Event, FlowTable};
 use crate::dataplane::reconcile::Reconciler;
-use crate::dataplane::slow_path::{self, SlowPath, Unclaimed};
-use crate::dataplane::{Counters, Leg, NextHop, NextHops};
+use crate::dataplane::slow_path::{SlowPath, Unclaimed};
+use crate::dataplane::{Counters, FlowKey, Leg, NextHop, NextHops, RateLimits, Share};
 
 /// Control datagrams and strays handled before the loop looks at anything else.
-const BURST: usize = 256;
+pub(super) const BURST: usize = 256;
 
 /// How often the flows' counters are read for signs of life.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +54,7 @@ pub struct Parts {
     /// `None` where userspace forwards everything.
     pub kernel: Option<Kernel>,
     pub slow_path: SlowPath,
+    pub streams: Streams,
     pub network: NextHopResolver,
     pub sockets: Vec<ControlSocket>,
     pub state: StateFile,
@@ -66,6 +68,7 @@ pub struct Driver {
     pub(super) flows: FlowTable,
     pub(super) kernel: Option<Kernel>,
     pub(super) slow_path: SlowPath,
+    pub(super) streams: Streams,
     pub(super) ports: Ports,
     pub(super) network: NextHopResolver,
     pub(super) sockets: Vec<Arc<ControlSocket>>,
@@ -73,7 +76,9 @@ pub struct Driver {
     /// What flows that have ended had forwarded in the kernel.
     pub(super) carried: Counters,
     /// Legs that have carried packets since the server was told last.
-    pub(super) active: Vec<SocketAddr>,
+    pub(super) active: Vec<FlowKey>,
+    /// Whether the kernel answers Binding requests.
+    pub(super) binding: Option<BindingAnswers>,
     state: StateFile,
     next_counters: Instant,
 }
@@ -88,6 +93,7 @@ pub struct About {
 /// What wakes the loop, besides the network and the time.
 pub struct Inbox {
     pub strays: mpsc::Receiver<Unclaimed>,
+    pub streams: mpsc::Receiver<StreamEvent>,
     pub calls: mpsc::Receiver<Call>,
 }
 
@@ -115,6 +121,7 @@ impl Driver {
             flows: FlowTable::default(),
             kernel: parts.kernel,
             slow_path: parts.slow_path,
+            streams: parts.streams,
             ports: Ports::new(parts.table_length),
             network: parts.network,
             sockets: parts.sockets.into_iter().map(Arc::new).collect(),
@@ -122,8 +129,10 @@ impl Driver {
             about,
             carried: Counters::default(),
             active: Vec::new(),
+            binding: None,
             state: parts.state,
         };
+        driver.tell_addresses();
         driver.settle(now());
         driver
     }
@@ -146,6 +155,7 @@ impl Driver {
         let mut terminate = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;
         let mut control = self.listen();
+        let mut errors = self.slow_path.take_errors();
         loop {
             let wake = tokio::time::Instant::from_std(self.poll_timeout());
             tokio::select! {
@@ -153,6 +163,8 @@ impl Driver {
                 () = ended(&mut terminate, &mut interrupt) => break,
                 Some(datagram) = control.recv() => self.on_control(datagram, &mut control),
                 Some(stray) = inbox.strays.recv() => self.on_stray(stray, &mut inbox.strays),
+                Some(event) = inbox.streams.recv() => self.on_stream(event, &mut inbox.streams),
+                Some(error) = async { errors.as_mut()?.recv().await } => self.on_path_error(error),
                 event = self.network.next() => self.on_network(event),
                 Some(call) = inbox.calls.recv() => {
                     if let Some(ended) = self.on_call(call) {
@@ -163,6 +175,9 @@ impl Driver {
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
             self.settle(now());
+            if self.streams.take_touched() {
+                tokio::task::yield_now().await;
+            }
         }
         self.save();
         Ok(Ended::Stopped)
@@ -189,7 +204,7 @@ impl Driver {
         let mut next = Some(first);
         for _ in 0..BURST {
             let Some(ControlDatagram { local, from, bytes }) = next else { break };
-            self.server.handle_control(now, local, from, &bytes);
+            self.server.handle_control(now, &Client::udp(local, from), &bytes);
             self.obey(now);
             next = more.try_recv().ok();
         }
@@ -213,8 +228,17 @@ impl Driver {
                 let mac = mac.map(rawr_proto::Mac);
                 self.server.neighbour(now(), Neighbour { ip, mac, ifindex });
             }
-            NetworkEvent::Link { .. } | NetworkEvent::Addresses => {}
+            NetworkEvent::Addresses => {
+                self.tell_addresses();
+                self.update_listeners();
+            }
+            NetworkEvent::Link { .. } => self.update_listeners(),
         }
+    }
+
+    fn tell_addresses(&mut self) {
+        let own = self.network.topology().addresses().map(|own| own.address.addr());
+        self.server.set_host_addresses(own);
     }
 
     fn on_call(&mut self, call: Call) -> Option<Ended> {
@@ -244,14 +268,12 @@ impl Driver {
 
     /// Tells the server which legs have carried packets.
     fn look_for_life(&mut self, now: Now) {
-        let mut active = std::mem::take(&mut self.active);
-        active.extend(self.slow_path.take_deltas().into_iter().map(|(local, _)| local));
-        if let Some(kernel) = &mut self.kernel {
-            match kernel.reconciler.poll_counters(&mut self.flows, &kernel.bpf) {
-                Ok(moved) => active.extend(moved),
-                Err(error) => log::warn!("cannot read the kernel's counters: {error}"),
-            }
-        }
+        report::read_counters(self);
+        let moved = std::mem::take(&mut self.active);
+        // A permission and a channel end in time whether they are used or not (RFC 8656 §9, §12).
+        let whole = moved.iter().filter(|key| !key.is_shared()).map(FlowKey::local);
+        let slow = self.slow_path.take_deltas().into_iter().map(|(local, _)| local);
+        let active: Vec<_> = slow.chain(whole).collect();
         self.server.legs_active(now, &active);
     }
 
@@ -273,7 +295,7 @@ impl Driver {
         }
     }
 
-    fn obey(&mut self, now: Now) {
+    pub(super) fn obey(&mut self, now: Now) {
         while let Some(command) = self.server.poll_command() {
             // Who is told of a pair sends at once: by then the kernel has to have it, and not only
             // after whatever else came in the same burst.
@@ -287,30 +309,34 @@ impl Driver {
     fn execute(&mut self, now: Now, command: Command) {
         match command {
             Command::Transmit { from, to, bytes } => self.transmit(from, to, &bytes),
-            Command::OpenPort { id, on } => {
-                let result = self.open(on);
+            Command::OpenPort { id, on, kind } => {
+                let result = self.open_port(on, kind);
                 self.server.port_opened(now, id, result);
             }
             Command::ClosePort { local } => {
-                self.forget(local);
-                self.slow_path.close(local);
-                self.ports.release(local);
+                for key in self.flows.at(local) {
+                    self.forget(key);
+                }
+                self.close_port(local);
                 self.state.touch(now.monotonic);
             }
-            Command::Pair { a, b, rate } => {
-                self.forward(a, b, rate);
-                self.forward(b, a, rate);
-                self.flows.pair(a, b, rate);
+            Command::Pair { a, b, limits } => {
+                self.forward(a, b, &limits);
+                self.forward(b, a, &limits);
+                self.flows.pair(a, b, limits);
                 self.state.touch(now.monotonic);
             }
-            Command::Drain { from, to, rate } => {
-                self.forward(from, to, rate);
-                self.flows.drain(from, to, rate);
+            Command::Drain { from, to, limits } => {
+                self.forward(from, to, &limits);
+                self.flows.drain(from, to, limits);
             }
-            Command::Unpair { local } => {
-                self.forget(local);
+            Command::Unpair { key } => {
+                self.forget(key);
                 self.state.touch(now.monotonic);
             }
+            Command::Connect { attempt, local, to } => self.streams.connect(attempt, local, to),
+            Command::Splice { client, peer } => self.splice(now, client, peer),
+            Command::Close(connection) => self.close_connection(now, connection),
             Command::ProbeNeighbours => self.network.probe_neighbours(),
         }
     }
@@ -318,6 +344,14 @@ impl Driver {
     fn transmit(&self, from: Source, to: SocketAddr, bytes: &[u8]) {
         let sent = match from {
             Source::Data(local) => self.slow_path.send(local, to, bytes).map_err(Into::into),
+            Source::DataUnfragmented(local) => {
+                self.slow_path.send_unfragmented(local, to, bytes).map_err(Into::into)
+            }
+            // What does not fit is counted there; it may be many a second.
+            Source::Connection(connection) => {
+                self.streams.send(connection, bytes);
+                Ok(())
+            }
             Source::Control(local) => self
                 .sockets
                 .iter()
@@ -337,58 +371,31 @@ impl Driver {
         }
     }
 
-    fn open(&mut self, on: crate::control::On) -> Result<SocketAddr, PortError> {
-        let bpf = self.kernel.as_ref().map(|kernel| &kernel.bpf);
-        let accept = |local: SocketAddr| {
-            self.ports.is_free(local) && bpf.is_none_or(|bpf| bpf.index_free(local))
-        };
-        // A port of before a restart has its place in the kernel's table still.
-        let opened = match on {
-            crate::control::On::Address(ip) => {
-                self.slow_path.open(slow_path::On::Address(ip), &accept)
-            }
-            crate::control::On::Toward(to) => {
-                self.slow_path.open(slow_path::On::Toward(to), &accept)
-            }
-            crate::control::On::Exactly(at) => {
-                self.slow_path.open(slow_path::On::Exactly(at), &|local| self.ports.is_free(local))
-            }
-        };
-        match opened {
-            Ok(local) => {
-                self.ports.reserve(local);
-                Ok(local)
-            }
-            Err(error) => {
-                log::warn!("no data port: {error}");
-                Err(match error {
-                    slow_path::PortError::NoFreePort { .. } => PortError::Exhausted,
-                    slow_path::PortError::NoRoute { .. } => PortError::Unreachable,
-                    slow_path::PortError::TooManyOpenFiles { .. }
-                    | slow_path::PortError::Bind { .. } => PortError::System,
-                })
-            }
-        }
-    }
-
-    /// Lets the slow path forward one way, and the resolver watch the way out.
-    fn forward(&mut self, from: Leg, to: Leg, rate: Option<u64>) {
-        self.unwatch(from.local);
+    /// Has the resolver watch one way out and, where the port is the leg's alone, the slow path forward
+    /// to it. What comes up from a port that legs share is the server's to forward.
+    fn forward(&mut self, from: Leg, to: Leg, limits: &RateLimits) {
+        self.unwatch(from.key());
         self.network.watch(to.remote.ip(), to.local.ip());
+        if from.share != Share::Whole {
+            return;
+        }
+        let rate = limits[0].map(|limit| limit.bytes_per_second);
         if let Err(error) = self.slow_path.forward(from, to, rate) {
             log::warn!("userspace cannot forward from {}: {error}", from.local);
         }
     }
 
-    fn forget(&mut self, local: SocketAddr) {
-        self.unwatch(local);
-        self.slow_path.stop_forwarding(local);
-        self.flows.unpair(local);
+    fn forget(&mut self, key: FlowKey) {
+        self.unwatch(key);
+        if !key.is_shared() {
+            self.slow_path.stop_forwarding(key.local());
+        }
+        self.flows.unpair(key);
     }
 
-    /// The flow from `local`, if there is one, does not need its next hop any more.
-    fn unwatch(&mut self, local: SocketAddr) {
-        if let Some(view) = self.flows.get(local) {
+    /// The flow of this key, if there is one, does not need its next hop any more.
+    fn unwatch(&mut self, key: FlowKey) {
+        if let Some(view) = self.flows.get(key) {
             self.network.unwatch(view.flow.to.remote.ip(), view.flow.to.local.ip());
         }
     }
@@ -442,16 +449,16 @@ async fn receive(socket: Arc<ControlSocket>, sender: mpsc::Sender<ControlDatagra
 
 fn tell(event: &Event) {
     match event {
-        Event::Installed { local } => log::debug!("{local} is forwarded by the kernel"),
-        Event::Pending { local } => log::debug!("{local} waits for its next hop"),
-        Event::Failed { local, why } => {
-            log::warn!("{local} is forwarded by userspace: {why}");
+        Event::Installed { key } => log::debug!("{key} is forwarded by the kernel"),
+        Event::Pending { key } => log::debug!("{key} waits for its next hop"),
+        Event::Failed { key, why } => {
+            log::warn!("{key} is forwarded by userspace: {why}");
         }
-        Event::Removed { local, counters } => {
-            log::debug!("{local} ended after {} packets", counters.packets);
+        Event::Removed { key, counters } => {
+            log::debug!("{key} ended after {} packets", counters.packets);
         }
         Event::OrphanRemoved { orphan } => {
-            log::info!("removed an idle flow of nobody's at {}", orphan.flow.from.local);
+            log::info!("removed an idle flow of nobody's at {}", orphan.flow.from.key());
         }
         Event::ListFailed { why } => log::warn!("cannot list the kernel's flows: {why}"),
     }

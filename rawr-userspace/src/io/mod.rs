@@ -2,9 +2,13 @@
 
 pub mod clock;
 pub mod control_socket;
+mod data_ports;
 pub mod driver;
+mod events;
+pub mod listeners;
 pub mod neighbours;
 pub mod netlink;
 pub mod ports;
 mod report;
 pub mod state_file;
+pub mod streams;

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use rawr_common::reason::Reason;
-use rawr_proto::Role;
+use rawr_proto::{ChannelNumber, Role};
 
 use super::driver::{Driver, now};
 use crate::admin::{
     FlowCounts, FlowInfo, GatewayInfo, KernelCounts, LegInfo, Response, SessionCounts, SessionInfo,
-    Status,
+    Status, TableInfo,
 };
 use crate::control::{Count, Kind, LegKind, LegView, SessionView};
-use crate::dataplane::NextHop;
-use crate::dataplane::backend::Backend as _;
+use crate::dataplane::backend::{Backend as _, Filling};
 use crate::dataplane::flow_table::{FlowView, State};
+use crate::dataplane::{Flow, NextHop, Share};
 use crate::io::clock;
 
 /// The whole in numbers.
@@ -40,8 +40,11 @@ pub(super) fn status(driver: &mut Driver) -> Response {
         interfaces: driver.about.interfaces.clone(),
         sessions: session_counts(driver),
         flows: flow_counts(driver),
+        tables: tables(driver),
         kernel,
         slow_path: driver.slow_path.totals(),
+        listen_tcp: driver.streams.bound().to_vec(),
+        streams: driver.streams.totals(),
         control: Count::ALL
             .iter()
             .map(|count| (count.as_str().to_owned(), driver.server.counters().get(*count)))
@@ -82,7 +85,7 @@ fn kernel(driver: &mut Driver) -> KernelCounts {
 }
 
 /// Brings the flows' counters up to date; what has moved stays for the next look for life.
-fn read_counters(driver: &mut Driver) {
+pub(super) fn read_counters(driver: &mut Driver) {
     let Some(kernel) = &mut driver.kernel else { return };
     match kernel.reconciler.poll_counters(&mut driver.flows, &kernel.bpf) {
         Ok(moved) => driver.active.extend(moved),
@@ -108,7 +111,7 @@ fn flow_counts(driver: &Driver) -> FlowCounts {
     let mut failures = BTreeMap::new();
     for view in driver.flows.iter() {
         if let State::Failed(why) = view.state {
-            *failures.entry(why.to_string()).or_default() += 1;
+            *failures.entry(why.kind().to_owned()).or_default() += 1;
         }
     }
     FlowCounts {
@@ -117,6 +120,22 @@ fn flow_counts(driver: &Driver) -> FlowCounts {
         failed: totals.failed as u64,
         failures,
     }
+}
+
+fn tables(driver: &Driver) -> Vec<TableInfo> {
+    let Some(kernel) = &driver.kernel else { return Vec::new() };
+    let usage = kernel.bpf.usage();
+    let table = |name: &str, Filling { used, length }| TableInfo {
+        name: name.to_owned(),
+        used: used.into(),
+        length: length.into(),
+    };
+    vec![
+        table("ports, IPv4", usage.ports4),
+        table("ports, IPv6", usage.ports6),
+        table("channels, IPv4", usage.channels4),
+        table("channels, IPv6", usage.channels6),
+    ]
 }
 
 fn gateway(parent: crate::control::ParentView) -> GatewayInfo {
@@ -168,19 +187,22 @@ fn flow(driver: &Driver, view: &FlowView) -> FlowInfo {
         (Some(_), State::Pending) => ("pending", Some("no next hop yet".to_owned())),
         (Some(_), State::Failed(why)) => ("failed", Some(why.to_string())),
     };
-    let slow = driver.slow_path.counters(view.flow.from.local).unwrap_or_default();
-    let to = view.flow.to;
+    let Flow { from, to, .. } = view.flow;
+    // What shares a port is forwarded in userspace by the server, which counts it.
+    let slow = driver.slow_path.counters(from.local).filter(|_| from.share == Share::Whole);
     let next_hop = driver.network.next_hop(to.remote.ip(), to.local.ip());
     FlowInfo {
-        from_remote: view.flow.from.remote,
-        from_local: view.flow.from.local,
+        from_remote: from.remote,
+        from_local: from.local,
+        from_channel: from.channel().map(ChannelNumber::number),
         to_local: to.local,
         to_remote: to.remote,
+        to_channel: to.channel().map(ChannelNumber::number),
         state: state.to_owned(),
         reason,
         packets: view.counters.packets,
         bytes: view.counters.bytes,
-        userspace_packets: slow.packets,
+        userspace_packets: slow.unwrap_or_default().packets,
         next_hop: next_hop.map(|hop| name(driver, hop)),
     }
 }

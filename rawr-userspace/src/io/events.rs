@@ -1,0 +1,69 @@
+//! What happens on streams and on the way to peers, told to the server.
+
+use tokio::sync::mpsc;
+
+use super::driver::{BURST, Driver, now};
+use super::streams::{StreamEvent, messages};
+use crate::control::{ConnectionId, Icmp, Now};
+use crate::dataplane::slow_path::PathError;
+
+impl Driver {
+    pub(super) fn on_stream(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
+        let now = now();
+        let mut next = Some(first);
+        // One event may hold hundreds of messages.
+        for _ in 0..BURST / 16 {
+            let Some(event) = next else { break };
+            self.tell_of_stream(now, event);
+            self.obey(now);
+            next = more.try_recv().ok();
+        }
+    }
+
+    fn tell_of_stream(&mut self, now: Now, event: StreamEvent) {
+        match event {
+            StreamEvent::Messages { client, bytes } => {
+                for message in messages(&bytes) {
+                    self.server.handle_control(now, &client, message);
+                    self.obey(now);
+                }
+            }
+            StreamEvent::Gone(connection) => {
+                let other = self.streams.ended(connection);
+                for gone in [Some(connection), other].into_iter().flatten() {
+                    self.server.connection_gone(now, gone);
+                }
+            }
+            StreamEvent::PeerConnected { attempt, result } => {
+                self.server.peer_connected(now, attempt, result);
+            }
+            StreamEvent::PeerAccepted { local, remote, peer } => {
+                self.server.peer_accepted(now, local, remote, peer);
+            }
+        }
+    }
+
+    pub(super) fn on_path_error(&mut self, error: PathError) {
+        let now = now();
+        let PathError { local, to, kind, code, data } = error;
+        self.server.icmp(now, local, to, Icmp { kind, code, data });
+        self.obey(now);
+    }
+
+    pub(super) fn splice(&mut self, now: Now, client: ConnectionId, peer: ConnectionId) {
+        if self.streams.splice(client, peer) {
+            return;
+        }
+        // One of them has ended already; the other ends with it.
+        for connection in [client, peer] {
+            self.streams.close(connection);
+            self.server.connection_gone(now, connection);
+        }
+    }
+
+    pub(super) fn close_connection(&mut self, now: Now, connection: ConnectionId) {
+        if let Some(other) = self.streams.close(connection) {
+            self.server.connection_gone(now, other);
+        }
+    }
+}
