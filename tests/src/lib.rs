@@ -18,5 +18,6 @@ pub mod rawr;
 pub mod scene;
 pub mod stream;
 pub mod topology;
+pub mod uclient;
 pub mod watch;
 pub mod world;

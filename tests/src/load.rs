@@ -10,7 +10,7 @@ use rawr_proto::{
     Attributes, IntegrityKey, LegState, MIN_FIRST_REQUEST, Message, Method, Role, ServerId,
     SessionSecret, TransactionId, WireKey, decode,
 };
-use rawr_userspace::control::{Command, Kind, Now, On, Server, ServerConfig};
+use rawr_userspace::control::{Client, Command, Kind, Now, On, Server, ServerConfig};
 
 use crate::process::now;
 
@@ -148,7 +148,7 @@ impl<D: DataPlane> Load<D> {
 
     fn control(&mut self, from: SocketAddr, bytes: &[u8]) -> Result<Attributes> {
         let to = SocketAddr::from(([198, 51, 100, 1], 3478));
-        answer(self.turn(|server, now| server.handle_control(now, to, from, bytes)))
+        answer(self.turn(|server, now| server.handle_control(now, &Client::udp(to, from), bytes)))
     }
 
     fn data(&mut self, local: SocketAddr, from: SocketAddr, bytes: &[u8]) -> Result<Attributes> {
@@ -167,7 +167,7 @@ impl<D: DataPlane> Load<D> {
                     self.plane.settle(self.now.monotonic);
                     sent = Some(bytes);
                 }
-                Command::OpenPort { id, on } => {
+                Command::OpenPort { id, on, .. } => {
                     let local = self.port(on);
                     self.server.port_opened(self.now, id, Ok(local));
                 }

@@ -206,7 +206,10 @@ impl Mallory<'_> {
                 let bytes = request.encode_padded(None, length);
                 if let Some(answer) = forger.ask(&bytes)? {
                     let (sent, got) = (bytes.len(), answer.len());
-                    ensure!(got <= sent, "{method:?}: {got} bytes for {sent}");
+                    // A root answers the Binding requests of plain STUN clients: an address, and
+                    // FINGERPRINT.
+                    let most = if method == Method::Binding { sent.max(52) } else { sent };
+                    ensure!(got <= most, "{method:?}: {got} bytes for {sent}");
                 }
             }
         }

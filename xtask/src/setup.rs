@@ -24,7 +24,10 @@ const PROGRAMS: [(&str, Package); 5] = [
         "ethtool",
         Package { name: "ethtool", reason: "checksum offloads of veth interfaces in tests" },
     ),
-    ("turnserver", Package { name: "coturn", reason: "the relay that benchmarks compare with" }),
+    (
+        "turnserver",
+        Package { name: "coturn", reason: "its tools test TURN, and benchmarks compare with it" },
+    ),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
 ];
 
