@@ -25,7 +25,8 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let now = { #[allow(clippy::disallowed_methods)] Instant::now() };
+//! # #[allow(clippy::disallowed_methods, reason = "examples have no clock of their own")]
+//! # let now = Instant::now();
 //! let mut backend: Box<dyn Backend> = Box::new(Memory::new(1 << 16, 1024));
 //! let mut table = FlowTable::default();
 //! let mut reconciler = Reconciler::new(Settings::default());

@@ -15,7 +15,6 @@ use serde_json::Value;
 
 use crate::command::{cargo, display, is_installed, run, workspace};
 use crate::setup;
-use crate::test::Counts;
 
 mod image;
 mod packages;
@@ -97,17 +96,6 @@ pub(crate) fn start(arguments: &Arguments) -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
-}
-
-/// Runs all jobs in the guest and returns the count, for the whole count of all tests. A job that did
-/// not run is an error; a test that failed is counted.
-#[expect(dead_code, reason = "for `cargo xtask test`")]
-pub(crate) fn count(with_setup: bool) -> Result<Counts> {
-    let report = boot(JOBS, with_setup)?;
-    print!("{report}");
-    let (counts, problems) = (report.counts(), report.problems(&names(JOBS)));
-    ensure!(counts.failed > 0 || problems.is_empty(), "{}", problems.join("; "));
-    Ok(counts)
 }
 
 fn names(jobs: &[Job]) -> Vec<String> {
