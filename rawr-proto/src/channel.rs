@@ -43,7 +43,7 @@ impl<'a> ChannelData<'a> {
     /// Bytes before the data.
     pub const HEADER: usize = 4;
 
-    /// Reads a datagram, or what [`crate::StreamDecoder`] returns. Up to three bytes after the data are
+    /// Reads a datagram, or what [`crate::messages`] gives. Up to three bytes after the data are
     /// padding, which senders may leave out over UDP (RFC 8656 §12.5).
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_first_chunk::<4>()?;

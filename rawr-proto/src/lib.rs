@@ -53,7 +53,7 @@ pub use session::{
     CandidateKey, Mac, MacKey, MacToken, ParseHexError, Role, ServerId, SessionId, SessionKey,
     SessionSecret, WireKey,
 };
-pub use stream::{FrameError, MAX_STUN, StreamDecoder};
+pub use stream::{FrameError, MAX_STUN, messages, padded, whole};
 pub use stun_attributes::{
     AccessToken, ChangeRequest, MobilityTicket, OtherAddress, Padding, ResponseOrigin,
     ResponsePort, ThirdPartyAuthorization,

@@ -7,11 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rawr_proto::messages;
 use rawr_userspace::control::{AttemptId, Client, ConnectError, ConnectionId, Over};
 use rawr_userspace::dataplane::slow_path::On;
-use rawr_userspace::io::streams::{
-    CertificateFiles, Settings, StreamEvent, Streams, Timeouts, messages,
-};
+use rawr_userspace::io::streams::{CertificateFiles, Settings, StreamEvent, Streams, Timeouts};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};

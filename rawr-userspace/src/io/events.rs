@@ -1,9 +1,10 @@
 //! What happens on streams and on the way to peers, told to the server.
 
+use rawr_proto::messages;
 use tokio::sync::mpsc;
 
 use super::driver::{BURST, Driver, now};
-use super::streams::{StreamEvent, messages};
+use super::streams::StreamEvent;
 use crate::control::{ConnectionId, Icmp, Now};
 use crate::dataplane::slow_path::PathError;
 

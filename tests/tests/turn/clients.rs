@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rawr_proto::StreamDecoder;
+use rawr_proto::{messages, whole};
 use rawr_userspace::control::{Client, Command, ConnectionId, Count, Over, Source};
 use stun_types::message::IntegrityAlgorithm;
 use turn_client_proto::api::{
@@ -33,8 +33,8 @@ struct Scene<C> {
     client: C,
     over: Client,
     elapsed: Duration,
-    /// Cuts what a stream brings into messages.
-    frames: StreamDecoder,
+    /// What a stream has brought of messages that are not whole.
+    held: Vec<u8>,
     events: VecDeque<TurnEvent>,
     /// What peers have sent to the client.
     received: Vec<(SocketAddr, Vec<u8>)>,
@@ -68,7 +68,7 @@ impl<C: TurnClientApi> Scene<C> {
             client,
             over,
             elapsed: Duration::ZERO,
-            frames: StreamDecoder::default(),
+            held: Vec::new(),
             events: VecDeque::new(),
             received: Vec::new(),
             delivered: Vec::new(),
@@ -112,13 +112,11 @@ impl<C: TurnClientApi> Scene<C> {
         let sent = if self.over.over == Over::Udp {
             self.direct.control(&self.over, bytes)
         } else {
-            assert_eq!(self.frames.push(bytes), bytes.len());
-            let mut messages = Vec::new();
-            while let Some(message) = self.frames.next_message().unwrap() {
-                messages.push(message.to_vec());
-            }
+            self.held.extend_from_slice(bytes);
+            let length = whole(&self.held).unwrap();
+            let complete: Vec<u8> = self.held.drain(..length).collect();
             let over = self.over;
-            messages.iter().flat_map(|message| self.direct.control(&over, message)).collect()
+            messages(&complete).flat_map(|message| self.direct.control(&over, message)).collect()
         };
         self.take(sent);
     }

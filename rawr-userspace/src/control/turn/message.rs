@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use rawr_proto::{Datagram, LongTermIntegrity, StunError, classify};
+use rawr_proto::{Datagram, LongTermIntegrity, StunError, classify, parse_stun};
 use stun_types::AddressFamily;
 use stun_types::attribute::{
     Attribute, AttributeFromRaw, AttributeStaticType, AttributeType, AttributeWrite, ErrorCode,
@@ -181,10 +181,7 @@ impl Server {
             self.channel_data(now, client, bytes);
             return;
         }
-        // What stands behind the message would be taken for attributes.
-        let length = MessageHeader::from_bytes(bytes).map(|it| usize::from(it.data_length()));
-        let is_whole = length.is_ok_and(|length| MessageHeader::LENGTH + length == bytes.len());
-        let Some(message) = Message::from_bytes(bytes).ok().filter(|_| is_whole) else {
+        let Some(message) = parse_stun(bytes) else {
             self.counters.add(Count::Malformed);
             return;
         };

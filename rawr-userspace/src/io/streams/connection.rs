@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rawr_proto::{FrameError, padded, whole};
 use tokio::io::{
     AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
     ReadHalf, WriteHalf,
@@ -18,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::frame::{self, NotFramed};
 use super::outbox::{Order, Outbox, Work};
 use super::{StreamEvent, Timeouts};
 use crate::control::{Client, Over};
@@ -41,7 +41,7 @@ enum Ended {
     #[error("nothing came for {0:?}")]
     Silent(Duration),
     #[error("{0}")]
-    NotFramed(#[from] NotFramed),
+    NotFramed(#[from] FrameError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the server ends")]
@@ -123,7 +123,7 @@ async fn write_all<W: AsyncWrite + Unpin>(
     loop {
         match outbox.take(&mut flight) {
             Work::Write if records => {
-                for message in frame::padded(&flight) {
+                for message in padded(&flight) {
                     writer.write_all(message).await?;
                 }
                 flight.clear();
@@ -185,10 +185,10 @@ impl Reading<'_> {
                 Ok(count) => size = next_size(size, count),
                 Err(error) => return error.into(),
             }
-            match frame::whole(input) {
+            match whole(input) {
                 Ok(0) => {}
-                Ok(whole) => {
-                    let bytes = input.split_to(whole).freeze();
+                Ok(length) => {
+                    let bytes = input.split_to(length).freeze();
                     let messages = StreamEvent::Messages { client: self.client, bytes };
                     // Room is waited for only with something in hand: a silent stream takes none.
                     if self.events.send(messages).await.is_err() {

@@ -31,7 +31,6 @@ use tokio::sync::mpsc;
 
 use self::admission::Admission;
 pub use self::certificate::{Certificate, CertificateError, CertificateFiles, PROTOCOLS};
-pub use self::frame::{NotFramed, messages, whole};
 use self::outbox::{Order, Outbox};
 use self::peers::Ports;
 use crate::control::{AttemptId, Client, ConnectError, ConnectionId};
