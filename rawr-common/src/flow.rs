@@ -4,7 +4,8 @@
 //! how such a packet leaves again. In the *port table* the index follows from `local` alone, the address
 //! and port that the relay itself handed out, so that a lookup hashes nothing. Legs that share their
 //! local port, with each other or over channels (RFC 8656 §12), stand in the *channel table* (see
-//! [`crate::channel`]), save that one without a channel may stand in the port table. An IPv4 flow's key,
+//! [`crate::channel`]), save that one without a channel may stand in the port table; which ports those are
+//! is told by the words of [`crate::sharing`]. An IPv4 flow's key,
 //! recipe and counters share one cache line, the only one of its own that a packet touches; what it
 //! shares with other flows, its [`Exit`], is small enough to stay in the cache.
 //! Multi-byte fields are byte arrays in network order unless their comment says otherwise.
@@ -25,7 +26,7 @@ pub const VACANT: u32 = 0;
 
 /// Version of everything in this crate that the kernel and userspace share. Pinned maps of another
 /// version are not taken over but filled anew.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The two ends of UDP datagrams over IPv4, as they stand in a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -237,6 +238,9 @@ pub mod names {
     pub const CHANNELS4: &str = "CHANNELS4";
     /// `Array<Flow6>`, `BPF_F_MMAPABLE`, as long as [`CHANNELS4`].
     pub const CHANNELS6: &str = "CHANNELS6";
+    /// `Array<u64>`, `BPF_F_MMAPABLE`, of [`crate::sharing::WORDS`]: the ports that have flows in
+    /// [`CHANNELS4`] and [`CHANNELS6`].
+    pub const SHARED_PORTS: &str = "SHARED_PORTS";
     /// `Array<Exit>`, indexed by [`super::Recipe::exit`].
     pub const EXITS: &str = "EXITS";
     /// `Array<Rate>`, indexed by [`super::Recipe::rate`].

@@ -19,4 +19,5 @@ pub mod rate;
 pub mod reason;
 pub mod relay;
 pub mod shared;
+pub mod sharing;
 pub mod wire;

@@ -8,12 +8,14 @@ use crate::flow::{Flow4, Flow6, Tuple4, Tuple6};
 use crate::reason::Reason;
 use crate::relay::{Frame, Tables};
 use crate::shared::Shared;
+use crate::sharing::Held;
 use crate::wire::{ChannelHeader, Udp};
 
 /// The flow of a datagram whose payload begins at `payload`, and the ChannelData header that it has then.
 ///
 /// Whether a payload that looks like ChannelData is some, only the flow tells: between a peer and a
-/// relayed transport address, it is the peer's own business (RFC 8656 §12).
+/// relayed transport address, it is the peer's own business (RFC 8656 §12). Nothing is sought that
+/// [`Held`] rules out.
 #[inline(always)]
 pub(crate) fn shared4(
     frame: &impl Frame,
@@ -22,12 +24,20 @@ pub(crate) fn shared4(
     udp: &Udp,
     payload: usize,
 ) -> Result<(Shared<Flow4>, ChannelHeader), Reason> {
-    let mut header = arrival::channel(frame, payload, udp).unwrap_or_default();
+    let port = u16::from_be_bytes(udp.dst_port);
+    let held = Held::at(port, false, |index| tables.shared_ports(index));
+    let mut header = ChannelHeader::default();
+    if held.channels {
+        header = arrival::channel(frame, payload, udp).unwrap_or_default();
+    }
+    if !header.is_there() && !held.datagrams {
+        return Err(Reason::NoFlow);
+    }
     loop {
         if let Some(shared) = find4(tables, from, header.number) {
             return Ok((shared, header));
         }
-        if !header.is_there() {
+        if !header.is_there() || !held.datagrams {
             return Err(Reason::NoFlow);
         }
         // Or else the compiler would write out the search a second time.
@@ -44,12 +54,20 @@ pub(crate) fn shared6(
     udp: &Udp,
     payload: usize,
 ) -> Result<(Shared<Flow6>, ChannelHeader), Reason> {
-    let mut header = arrival::channel(frame, payload, udp).unwrap_or_default();
+    let port = u16::from_be_bytes(udp.dst_port);
+    let held = Held::at(port, true, |index| tables.shared_ports(index));
+    let mut header = ChannelHeader::default();
+    if held.channels {
+        header = arrival::channel(frame, payload, udp).unwrap_or_default();
+    }
+    if !header.is_there() && !held.datagrams {
+        return Err(Reason::NoFlow);
+    }
     loop {
         if let Some(shared) = find6(tables, from, header.number) {
             return Ok((shared, header));
         }
-        if !header.is_there() {
+        if !header.is_there() || !held.datagrams {
             return Err(Reason::NoFlow);
         }
         // Or else the compiler would write out the search a second time.

@@ -74,6 +74,8 @@ pub struct Memory<'a> {
     pub flows6: &'a [Cell<Flow6>],
     pub channels4: &'a [Cell<Flow4>],
     pub channels6: &'a [Cell<Flow6>],
+    /// See [`crate::sharing`].
+    pub shared_ports: &'a [Cell<u64>],
     /// See [`crate::flow::names::HASH_SEED`].
     pub seed: u64,
     pub exits: &'a [Exit],
@@ -103,6 +105,10 @@ impl Tables for Memory<'_> {
 
     fn flow6(&self, index: u32) -> Option<Shared<Flow6>> {
         open(self.flows6, index)
+    }
+
+    fn shared_ports(&self, index: u32) -> u64 {
+        self.shared_ports.get(index as usize).map_or(0, Cell::get)
     }
 
     fn channel4(&self, index: u32) -> Option<Shared<Flow4>> {

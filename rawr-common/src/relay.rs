@@ -116,6 +116,9 @@ pub trait Tables {
     /// The flow at an index of the port table; `None` if there is none.
     fn flow6(&self, index: u32) -> Option<Shared<Flow6>>;
 
+    /// A word of what tells which ports have flows in the channel tables ([`crate::sharing`]).
+    fn shared_ports(&self, index: u32) -> u64;
+
     /// The flow at an index of the channel table; `None` if there is none.
     fn channel4(&self, index: u32) -> Option<Shared<Flow4>>;
 

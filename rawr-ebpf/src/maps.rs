@@ -7,13 +7,13 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMap, PerCpuArray};
-use rawr_common::channel;
 use rawr_common::flow::{self, Exit, Flow4, Flow6, Rate};
 use rawr_common::rate;
 use rawr_common::reason::Reason;
 use rawr_common::relay::Tables;
 use rawr_common::shared::{Entry, Shared};
 use rawr_common::wire::Header;
+use rawr_common::{channel, sharing};
 
 #[map]
 static FLOWS4: Array<Flow4> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -23,6 +23,8 @@ static FLOWS6: Array<Flow6> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static CHANNELS4: Array<Flow4> = Array::with_max_entries(channel::GROUP, BPF_F_MMAPABLE);
 #[map]
 static CHANNELS6: Array<Flow6> = Array::with_max_entries(channel::GROUP, BPF_F_MMAPABLE);
+#[map]
+static SHARED_PORTS: Array<u64> = Array::with_max_entries(sharing::WORDS, BPF_F_MMAPABLE);
 #[map]
 static EXITS: Array<Exit> = Array::with_max_entries(flow::EXITS, 0);
 #[map]
@@ -102,6 +104,12 @@ impl Tables for Maps {
     #[inline(always)]
     fn flow6(&self, index: u32) -> Option<Shared<Flow6>> {
         open(&FLOWS6, index)
+    }
+
+    #[inline(always)]
+    fn shared_ports(&self, index: u32) -> u64 {
+        // SAFETY: the kernel returned the word. Read as what may change, because userspace writes it.
+        SHARED_PORTS.get_ptr(index).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]

@@ -12,10 +12,11 @@ use aya::{Ebpf, EbpfLoader};
 use rawr_common::flow::{Exit, Flow4, Flow6, Place, Rate, names};
 use rawr_common::reason::Reason;
 use rawr_common::shared::{Entry, publish};
+use rawr_common::sharing::Bit;
 use rawr_userspace::dataplane::object::object;
 use rawr_userspace::dataplane::table::Table;
 
-use crate::world::SEED;
+use crate::world::{SEED, bit4, bit6};
 
 /// The interface that packets of a test run seem to come in by: `lo`, of whatever namespace.
 pub const INGRESS: u32 = 1;
@@ -121,23 +122,38 @@ impl Kernel {
         self.ebpf.maps().map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// Sets an entry, whose counters start at zero.
+    /// Sets an entry, whose counters start at zero. The port of one in a channel table is marked from then
+    /// on.
     pub fn set_flow4(&mut self, place: Place, flow: &Flow4) -> Result<()> {
         let (name, index) = match place {
             Place::Port(index) => (names::FLOWS4, index),
-            Place::Channel(index) => (names::CHANNELS4, index),
+            Place::Channel(index) => {
+                self.mark_port(bit4(flow), true)?;
+                (names::CHANNELS4, index)
+            }
         };
         self.array::<[u8; size_of::<Flow4>()]>(name)?.set(index, bytes(flow), 0)?;
         Ok(())
     }
 
-    /// Sets an entry, whose counters start at zero.
+    /// As [`Self::set_flow4`].
     pub fn set_flow6(&mut self, place: Place, flow: &Flow6) -> Result<()> {
         let (name, index) = match place {
             Place::Port(index) => (names::FLOWS6, index),
-            Place::Channel(index) => (names::CHANNELS6, index),
+            Place::Channel(index) => {
+                self.mark_port(bit6(flow), true)?;
+                (names::CHANNELS6, index)
+            }
         };
         self.array::<[u8; size_of::<Flow6>()]>(name)?.set(index, bytes(flow), 0)?;
+        Ok(())
+    }
+
+    /// Sets or clears what says that a channel table holds flows of one port.
+    pub fn mark_port(&mut self, bit: Bit, is_held: bool) -> Result<()> {
+        let mut words = self.array::<u64>(names::SHARED_PORTS)?;
+        let word = words.get(&bit.word(), 0)? & !bit.mask();
+        words.set(bit.word(), if is_held { word | bit.mask() } else { word }, 0)?;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use rawr_common::entry::{Account, Hop, Tags};
 use rawr_common::flow::{Channels, Counters, Exit, Flow4, Flow6, Place, Rate, Tuple4, Tuple6};
 use rawr_common::memory::{Buffer, Memory};
 use rawr_common::relay::{Verdict, relay};
+use rawr_common::sharing::{self, Bit};
 
 use crate::packet::{Packet, SERVICE_VLAN, VLAN};
 
@@ -219,6 +220,37 @@ pub enum Entry {
     V6(Place, Flow6),
 }
 
+impl Entry {
+    /// The family of what arrives, and where the entry stands.
+    pub fn place(&self) -> (Family, Place) {
+        match self {
+            Self::V4(place, _) => (Family::V4, *place),
+            Self::V6(place, _) => (Family::V6, *place),
+        }
+    }
+
+    /// What marks its port, if it stands in a channel table.
+    pub fn bit(&self) -> Option<Bit> {
+        match self {
+            Self::V4(Place::Channel(_), flow) => Some(bit4(flow)),
+            Self::V6(Place::Channel(_), flow) => Some(bit6(flow)),
+            Self::V4(Place::Port(_), _) | Self::V6(Place::Port(_), _) => None,
+        }
+    }
+}
+
+/// What marks the port that a flow arrives at.
+pub fn bit4(flow: &Flow4) -> Bit {
+    let is_channel = flow.recipe.channels.arriving().is_some();
+    Bit::new(u16::from_be_bytes(flow.from.dst_port), false, is_channel)
+}
+
+/// The same over IPv6.
+pub fn bit6(flow: &Flow6) -> Bit {
+    let is_channel = flow.recipe.channels.arriving().is_some();
+    Bit::new(u16::from_be_bytes(flow.from.dst_port), true, is_channel)
+}
+
 /// What makes a route: one entry or, from IPv4 to IPv6, two.
 pub fn entries(route: &Route, account: Account) -> Vec<Entry> {
     let Route { place, reverse, from, to, .. } = route;
@@ -273,6 +305,7 @@ pub struct Host {
     pub flows6: Vec<Cell<Flow6>>,
     pub channels4: Vec<Cell<Flow4>>,
     pub channels6: Vec<Cell<Flow6>>,
+    pub shared_ports: Vec<Cell<u64>>,
     pub exits: Vec<Exit>,
     pub rates: Vec<Cell<Rate>>,
     /// Bytes before the frame that its head may move into.
@@ -290,6 +323,7 @@ impl Host {
             flows6: cells(ENTRIES),
             channels4: cells(CHANNELS),
             channels6: cells(CHANNELS),
+            shared_ports: cells(sharing::WORDS),
             exits: vec![Exit::default(); ENTRIES as usize],
             rates: cells(ENTRIES),
             headroom: 64,
@@ -303,14 +337,25 @@ impl Host {
         self.exits[usize::from(route.slot)] = route.exit;
     }
 
-    /// Sets an entry, whose counters start at zero.
+    /// Sets an entry, whose counters start at zero. The port of one in a channel table is marked from then
+    /// on.
     pub fn set(&mut self, entry: Entry) {
+        if let Some(bit) = entry.bit() {
+            self.mark_port(bit, true);
+        }
         match entry {
             Entry::V4(Place::Port(index), flow) => self.flows4[index as usize].set(flow),
             Entry::V4(Place::Channel(index), flow) => self.channels4[index as usize].set(flow),
             Entry::V6(Place::Port(index), flow) => self.flows6[index as usize].set(flow),
             Entry::V6(Place::Channel(index), flow) => self.channels6[index as usize].set(flow),
         }
+    }
+
+    /// Says whether a channel table holds flows of a port.
+    pub fn mark_port(&mut self, bit: Bit, is_held: bool) {
+        let word = &self.shared_ports[bit.word() as usize];
+        let others = word.get() & !bit.mask();
+        word.set(if is_held { others | bit.mask() } else { others });
     }
 
     /// The verdict on a frame, and what has become of it.
@@ -323,6 +368,7 @@ impl Host {
             flows6: &self.flows6,
             channels4: &self.channels4,
             channels6: &self.channels6,
+            shared_ports: &self.shared_ports,
             seed: SEED,
             exits: &self.exits,
             rates: &self.rates,

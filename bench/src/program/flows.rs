@@ -10,6 +10,7 @@ use rand::seq::SliceRandom;
 use rawr_common::channel::{Seek, hash4, hash6, seek};
 use rawr_common::entry::{Account, Hop, Tags};
 use rawr_common::flow::{Channels, Exit, Flow4, Flow6, Place, Rate, Tuple4, Tuple6, names};
+use rawr_common::sharing::Bit;
 use rawr_tests::kernel::{INGRESS, Kernel};
 use rawr_tests::packet::{Packet, VLAN};
 use rawr_tests::world::SEED;
@@ -100,6 +101,9 @@ impl Tables {
         // Any seed does; the same one makes runs alike.
         order.shuffle(&mut StdRng::seed_from_u64(1));
         let mut tables = Self { kernel, flows4, flows6, channels4, channels6, order };
+        for ipv6 in [false, true] {
+            tables.kernel.mark_port(Bit::new(CONTROL_PORT, ipv6, true), true)?;
+        }
         for family in [Family::V4, Family::V6] {
             for channel in [true, false] {
                 tables.connect_all([Leg { family, way: Way::Transmit, channel }; 2])?;

@@ -61,6 +61,7 @@ pub mod bpf;
 pub mod chaos;
 pub mod flow_table;
 mod key;
+mod mapping;
 pub mod memory;
 pub mod object;
 mod place;

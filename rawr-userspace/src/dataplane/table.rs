@@ -6,8 +6,8 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
-    ptr::{self, NonNull},
+    os::fd::BorrowedFd,
+    ptr::NonNull,
     sync::atomic::{Ordering, fence},
 };
 
@@ -16,35 +16,33 @@ use rawr_common::{
     shared::{self, Entry},
 };
 
+use super::mapping::Mapping;
+
 /// An array of entries in shared memory.
 #[derive(Debug)]
 pub struct Table<E> {
-    base: NonNull<E>,
-    len: u32,
+    entries: Mapping<E>,
 }
-
-// SAFETY: the mapping belongs to the table and is only reached through it.
-unsafe impl<E> Send for Table<E> {}
 
 impl<E: Entry> Table<E> {
     /// The `len` entries of a `BPF_F_MMAPABLE` array map.
     pub fn map(array: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
-        Self::mapping(len, libc::MAP_SHARED, array.as_raw_fd())
+        Ok(Self { entries: Mapping::of(array, len)? })
     }
 
     /// `len` vacant entries that nobody else reads.
     pub fn anonymous(len: u32) -> io::Result<Self> {
-        Self::mapping(len, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
+        Ok(Self { entries: Mapping::anonymous(len)? })
     }
 
     /// How many entries there are.
     pub fn len(&self) -> u32 {
-        self.len
+        self.entries.len()
     }
 
     /// Whether there is no entry at all.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// What lies at `index`, vacant or not, with zeros for its counters.
@@ -113,30 +111,7 @@ impl<E: Entry> Table<E> {
     }
 
     fn at(&self, index: u32) -> NonNull<E> {
-        assert!(index < self.len, "entry {index} of a table of {}", self.len);
-        // SAFETY: the mapping holds `len` entries and lives as long as `self`.
-        unsafe { self.base.add(index as usize) }
-    }
-
-    fn mapping(len: u32, flags: i32, fd: RawFd) -> io::Result<Self> {
-        let bytes = len as usize * size_of::<E>();
-        // SAFETY: a new mapping, at an address of the kernel's choice, of what the caller gave.
-        let base = unsafe {
-            libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0)
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { base, len })
-    }
-}
-
-impl<E> Drop for Table<E> {
-    fn drop(&mut self) {
-        let bytes = self.len as usize * size_of::<E>();
-        // SAFETY: made by `mapping` with this length, and no reference to it outlives `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+        self.entries.at(index)
     }
 }
 
@@ -216,7 +191,7 @@ mod tests {
         unsafe impl Send for Reader {}
 
         let mut table = Table::<Flow4>::anonymous(1).unwrap();
-        let reader = Reader(table.base);
+        let reader = Reader(table.at(0));
         let (done, taken) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -7,6 +7,7 @@ use rawr_common::flow::{Counters, Flow4, Flow6, Place, names};
 use rawr_common::reason::Reason;
 use rawr_common::relay::Verdict;
 use rawr_common::shared;
+use rawr_common::sharing::Bit;
 use rawr_tests::kernel::{Kernel, action};
 use rawr_tests::packet::Packet;
 use rawr_tests::privilege::need_root;
@@ -59,6 +60,12 @@ impl Relay {
         }
         .unwrap();
         self.host.set(entry);
+    }
+
+    /// Says whether a channel table holds flows of a port.
+    pub(crate) fn mark(&mut self, bit: Bit, is_held: bool) {
+        self.kernel.mark_port(bit, is_held).unwrap();
+        self.host.mark_port(bit, is_held);
     }
 
     /// Asserts that a packet leaves as the route says, is counted there, and nowhere else.

@@ -24,6 +24,7 @@ use super::{
         place::Places,
         tuple::{Tuple, arriving, ends4, ends6, leaving},
     },
+    ports::SharedPorts,
     tables::{Shelf, Tables},
 };
 
@@ -40,6 +41,7 @@ pub(super) struct Entries {
     v4: Tables<Flow4>,
     v6: Tables<Flow6>,
     places: Places,
+    ports: SharedPorts,
     generation: u32,
     held: BTreeMap<FlowKey, Held>,
     /// The STUN ports at which the program answers by itself.
@@ -99,6 +101,7 @@ impl Entries {
             Some(_) => Vec::new(),
             None => {
                 self.shelf_mut(&key).reset_counters(place);
+                self.ports.enter(key, place);
                 Vec::new()
             }
         };
@@ -131,6 +134,7 @@ impl Entries {
         let mut gone = self.vacate_borrowers(key);
         self.give_back(key);
         self.shelf_mut(&key).vacate(held.place);
+        self.ports.leave(key, held.place);
         gone.push(held);
         gone
     }
@@ -239,6 +243,7 @@ impl Entries {
             self.lenders.remove(&borrower);
             if let Some(held) = self.held.remove(&borrower) {
                 self.v4.vacate(held.place);
+                self.ports.leave(borrower, held.place);
                 gone.push(held);
             }
         }
@@ -412,10 +417,18 @@ fn is_suited(leg: Leg) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{
+        fs::File,
+        io,
+        net::IpAddr,
+        os::fd::{AsFd as _, FromRawFd as _},
+        sync::atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        thread,
+    };
 
     use proptest::prelude::*;
     use rawr_common::flow::Tuple4;
+    use rawr_common::sharing::{self, Bit};
 
     use super::{
         super::super::{
@@ -423,6 +436,7 @@ mod tests {
             memory::Memory,
             table::Table,
         },
+        super::ports::bit,
         *,
     };
 
@@ -434,23 +448,27 @@ mod tests {
         Places::new(PORTS, CHANNELS, 77)
     }
 
+    fn ports() -> SharedPorts {
+        SharedPorts::anonymous().unwrap()
+    }
+
     fn entries() -> Entries {
         fn tables<E: rawr_common::shared::Entry>() -> Tables<E> {
             let (ports, channels) = (Table::anonymous(PORTS), Table::anonymous(CHANNELS));
             Tables { ports: ports.unwrap(), channels: channels.unwrap() }
         }
-        adopt(tables(), tables(), 1000)
+        adopt(tables(), tables(), ports(), 1000)
     }
 
     /// With room for so many flows, any limits, and the exits of [`way`].
-    fn adopt(v4: Tables<Flow4>, v6: Tables<Flow6>, flows: u32) -> Entries {
+    fn adopt(v4: Tables<Flow4>, v6: Tables<Flow6>, ports: SharedPorts, flows: u32) -> Entries {
         let mut known = Known { flows, limit: &mut |index| index < 100, exit: &|slot| slot < 2 };
-        Entries::adopt(v4, v6, places(), &mut known)
+        Entries::adopt(v4, v6, places(), ports, &mut known)
     }
 
     fn restarted(entries: Entries) -> Entries {
-        let Entries { v4, v6, .. } = entries;
-        adopt(v4, v6, 1000)
+        let Entries { v4, v6, ports, .. } = entries;
+        adopt(v4, v6, ports, 1000)
     }
 
     /// The exit of [`way`] in this slot.
@@ -545,6 +563,34 @@ mod tests {
             }
     }
 
+    /// The ports of all entries that stand in the channel tables, by what stands there.
+    fn standing(entries: &Entries) -> BTreeSet<Bit> {
+        fn of<E: rawr_common::shared::Entry>(
+            tables: &Tables<E>,
+            entry: fn(E) -> Entry,
+        ) -> Vec<(FlowKey, Place)> {
+            let occupied = |place| Some((entry(tables.occupied(place)?).arrival().key(), place));
+            tables.places().filter_map(occupied).collect()
+        }
+        let all = of(&entries.v4, Entry::V4).into_iter().chain(of(&entries.v6, Entry::V6));
+        all.filter_map(|(key, place)| bit(key, place)).collect()
+    }
+
+    /// What the program takes for them.
+    fn marked(entries: &Entries) -> BTreeSet<Bit> {
+        let mut marked = BTreeSet::new();
+        // Nearly all words are 0, and 16 ports share one.
+        let begins = (0..sharing::WORDS).filter(|&index| entries.ports.read(index) != 0);
+        let ports = begins.flat_map(|index| (0..16).map(move |port| (16 * index + port) as u16));
+        for (port, ipv6) in ports.flat_map(|port| [(port, false), (port, true)]) {
+            let held = sharing::Held::at(port, ipv6, |index| entries.ports.read(index));
+            for (is_held, channel) in [(held.channels, true), (held.datagrams, false)] {
+                marked.extend(is_held.then(|| Bit::new(port, ipv6, channel)));
+            }
+        }
+        marked
+    }
+
     #[derive(Clone, Debug)]
     enum Action {
         Install { from: Leg, to: Leg, router: u8 },
@@ -629,11 +675,78 @@ mod tests {
                     let free = entries.index_free(leg.local);
                     prop_assert_eq!(free, memory.index_free(leg.local));
                 }
+                prop_assert_eq!(marked(&entries), standing(&entries));
                 let v4 = entries.v4.places().filter(|&place| !entries.v4.is_vacant(place)).count();
                 let v6 = entries.v6.places().filter(|&place| !entries.v6.is_vacant(place)).count();
                 prop_assert_eq!(v4 + v6, entries.len());
             }
         }
+    }
+
+    /// Memory that can be mapped several times, as a map of the kernel can.
+    fn shared_memory(bytes: usize) -> File {
+        // SAFETY: the name is a string.
+        let fd = unsafe { libc::memfd_create(c"tables".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the kernel has just made it for us.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(bytes as u64).unwrap();
+        file
+    }
+
+    /// Reads entries as the program does, while they come and go: what stands has its bit.
+    #[test]
+    fn no_entry_ever_stands_without_its_bit() {
+        let flows = shared_memory(CHANNELS as usize * size_of::<Flow4>());
+        let words = shared_memory(sharing::WORDS as usize * size_of::<u64>());
+        let channels = || Table::<Flow4>::map(flows.as_fd(), CHANNELS).unwrap();
+        let ports = || SharedPorts::map(words.as_fd()).unwrap();
+        let v4 = Tables { ports: Table::anonymous(PORTS).unwrap(), channels: channels() };
+        let v6 = Tables {
+            ports: Table::anonymous(PORTS).unwrap(),
+            channels: Table::anonymous(CHANNELS).unwrap(),
+        };
+        let mut entries = adopt(v4, v6, ports(), 1000);
+        let legs = [client(false, 0, 0), client(false, 1, 1), peer(false, 30, 2)];
+        let others = [peer(false, 30, 3), peer(false, 31, 4), peer(false, 31, 5)];
+        let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let (channels, ports) = (channels(), ports());
+                for index in (0..CHANNELS).cycle() {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let Some(entry) = channels.occupied(index) else { continue };
+                    fence(Ordering::SeqCst);
+                    let bit = bit(Entry::V4(entry).arrival().key(), Place::Channel(index)).unwrap();
+                    let word = ports.read(bit.word());
+                    fence(Ordering::SeqCst);
+                    // It stood as it was read, all the time.
+                    let generation = entry.recipe.generation;
+                    if generation != VACANT && channels.generation(index) == generation {
+                        assert_ne!(word & bit.mask(), 0, "{entry:?}");
+                        seen.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            let mut round = 0;
+            while !reader.is_finished() && (round < 20_000 || seen.load(Ordering::Relaxed) < 1000) {
+                for from in legs.into_iter().chain(others) {
+                    let flow = Flow { from, to: leg(false, 7, 0), limits: FREE };
+                    install(&mut entries, &flow, &way(1)).unwrap();
+                    if round % 3 == 0 {
+                        entries.vacate(from.key());
+                    }
+                }
+                for from in legs.into_iter().chain(others) {
+                    entries.vacate(from.key());
+                }
+                round += 1;
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(marked(&entries).is_empty());
     }
 
     #[test]
@@ -648,7 +761,7 @@ mod tests {
             Installed { flow: *flow, next_hop: way(1) }
         });
         let Place::Channel(at) = entries.get(channel.from.key()).unwrap().place else { panic!() };
-        let Entries { mut v4, v6, .. } = entries;
+        let Entries { mut v4, v6, ports, .. } = entries;
         let (sound, bound) = (v4.ports.read(5), v4.channels.read(at));
         let recipe = sound.recipe;
         let mut write = |index, port: u8, recipe| {
@@ -665,7 +778,11 @@ mod tests {
         // The same key a second time, and ChannelData where no channels are sought.
         v4.channels.write((at + 1) % CHANNELS, &bound);
         v4.ports.write(14, &bound);
-        let entries = adopt(v4, v6, 1000);
+        // Of ports that have nothing in a channel table, and without the one that has.
+        ports.garble(3478 / 16, 0);
+        ports.garble(7, u64::MAX);
+        let entries = adopt(v4, v6, ports, 1000);
+        assert_eq!(marked(&entries), standing(&entries));
         let mut listed = all(&entries);
         listed.sort_by_key(|installed| installed.flow.from.share);
         listed.reverse();
@@ -681,8 +798,8 @@ mod tests {
             let flow = Flow { from: leg(true, port, 0), to: leg(false, 9, 0), limits: FREE };
             install(&mut entries, &flow, &way(1)).unwrap();
         }
-        let Entries { v4, v6, .. } = entries;
-        assert_eq!(adopt(v4, v6, 2).len(), 2);
+        let Entries { v4, v6, ports, .. } = entries;
+        assert_eq!(adopt(v4, v6, ports, 2).len(), 2);
     }
 
     #[test]

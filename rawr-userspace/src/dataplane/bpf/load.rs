@@ -13,6 +13,7 @@ use rawr_common::{
     flow::{self, Exit, Flow4, Flow6, Rate, names},
     reason::Reason,
     shared::Entry,
+    sharing,
 };
 
 use super::{
@@ -22,6 +23,7 @@ use super::{
     exits::Exits,
     os_error,
     pin::{BPFFS, PinError, Pins},
+    ports::SharedPorts,
     rates::Rates,
     tables::Tables,
 };
@@ -131,6 +133,7 @@ impl Bpf {
 fn take_over(ebpf: &mut Ebpf, config: &Config, places: Places) -> Result<Flows, LoadError> {
     let v4 = map_tables::<Flow4>(ebpf, config, names::FLOWS4, names::CHANNELS4)?;
     let v6 = map_tables::<Flow6>(ebpf, config, names::FLOWS6, names::CHANNELS6)?;
+    let ports = map_ports(ebpf)?;
     let mut exits = Exits::adopt(take(ebpf, names::EXITS)?, take(ebpf, names::EGRESS)?)
         .map_err(LoadError::Adopt)?;
     let mut rates = Rates::adopt(take(ebpf, names::RATES)?);
@@ -139,7 +142,7 @@ fn take_over(ebpf: &mut Ebpf, config: &Config, places: Places) -> Result<Flows, 
         limit: &mut |index| rates.take_over(index),
         exit: &|slot| exits.get(slot).is_some(),
     };
-    let entries = Entries::adopt(v4, v6, places, &mut known);
+    let entries = Entries::adopt(v4, v6, places, ports, &mut known);
     rates.open();
     for held in entries.held() {
         exits.hold(held.exit);
@@ -158,12 +161,13 @@ fn begin_anew(pins: &Pins) -> Result<u64, LoadError> {
 }
 
 /// Name, size of a value, and length of each map.
-fn maps(config: &Config) -> [(&'static str, usize, u32); 8] {
+fn maps(config: &Config) -> [(&'static str, usize, u32); 9] {
     [
         (names::FLOWS4, size_of::<Flow4>(), config.table_len),
         (names::FLOWS6, size_of::<Flow6>(), config.table_len),
         (names::CHANNELS4, size_of::<Flow4>(), config.channel_len),
         (names::CHANNELS6, size_of::<Flow6>(), config.channel_len),
+        (names::SHARED_PORTS, size_of::<u64>(), sharing::WORDS),
         (names::EXITS, size_of::<Exit>(), flow::EXITS),
         (names::RATES, size_of::<Rate>(), config.flows),
         (names::REASONS, size_of::<u64>(), Reason::ALL.len() as u32),
@@ -223,6 +227,13 @@ fn map_table<E: Entry>(
     let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
     let Map::Array(array) = map else { return Err(LoadError::Missing(name)) };
     Table::map(array.fd().as_fd(), len).map_err(|source| LoadError::Mmap { name, source })
+}
+
+fn map_ports(ebpf: &mut Ebpf) -> Result<SharedPorts, LoadError> {
+    let name = names::SHARED_PORTS;
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    let Map::Array(array) = map else { return Err(LoadError::Missing(name)) };
+    SharedPorts::map(array.fd().as_fd()).map_err(|source| LoadError::Mmap { name, source })
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(

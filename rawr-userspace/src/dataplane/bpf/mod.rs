@@ -38,6 +38,7 @@ pub(crate) mod features;
 mod listeners;
 mod load;
 mod pin;
+mod ports;
 mod rates;
 mod sys;
 mod tables;

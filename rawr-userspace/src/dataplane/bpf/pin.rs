@@ -1,7 +1,7 @@
 //! Where the program, its maps and its links are pinned, so that they outlive the process:
 //!
 //! ```text
-//! /sys/fs/bpf/rawr/INSTANCE/abi3/maps/FLOWS4 …   program   link-eth0 …
+//! /sys/fs/bpf/rawr/INSTANCE/abi4/maps/FLOWS4 …   program   link-eth0 …
 //! ```
 //!
 //! With the maps is kept the seed of the hash by which the channel tables were filled: as the target of

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rawr_common::flow::{Flow4, Flow6, Place, Recipe, VACANT, flags};
 
 use super::super::super::{FlowKey, place::Places};
+use super::super::ports::SharedPorts;
 use super::super::tables::{Shelf as _, Tables};
 use super::{Entries, Entry, Held};
 
@@ -20,17 +21,19 @@ pub(in super::super) struct Known<'a> {
 
 impl Entries {
     /// Tables with whatever they hold. Entries that cannot have been meant as they stand become vacant,
-    /// and so do those that are no flows.
+    /// and so do those that are no flows. What `ports` say then follows from those that are left.
     pub(in super::super) fn adopt(
         v4: Tables<Flow4>,
         v6: Tables<Flow6>,
         places: Places,
+        ports: SharedPorts,
         known: &mut Known<'_>,
     ) -> Self {
         let mut entries = Self {
             v4,
             v6,
             places,
+            ports,
             generation: VACANT,
             held: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -44,6 +47,8 @@ impl Entries {
         for place in entries.v4.places() {
             entries.adopt_v4(place, known);
         }
+        let standing = entries.held.iter().map(|(key, held)| (*key, held.place));
+        entries.ports.adopt(standing);
         entries
     }
 
