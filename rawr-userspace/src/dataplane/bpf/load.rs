@@ -118,7 +118,7 @@ impl Bpf {
             .program_mut(names::PROGRAM)
             .ok_or(LoadError::Missing(names::PROGRAM))?
             .try_into()?;
-        program.load().map_err(|error| classify(error.into()))?;
+        verify(program).map_err(|error| classify(error.into()))?;
         pin_program(program, &pins)?;
         let places = Places::new(config.table_len, channels, seed);
         let flows = take_over(&mut ebpf, config, places)?;
@@ -196,6 +196,19 @@ fn load(pins: &Pins, config: &Config, seed: u64, object: &[u8]) -> Result<Ebpf, 
         loader.map_max_entries(name, len).map_pin_path(name, pins.map(name));
     }
     Ok(loader.load(object)?)
+}
+
+/// Has the kernel verify the program. A signal that arrives meanwhile makes it give up with `EAGAIN`, which
+/// says nothing about the program.
+fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
+    const TRIES: u32 = 5;
+    for _ in 1..TRIES {
+        match program.load() {
+            Err(error) if os_error(&error).kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
+    program.load()
 }
 
 /// Pins the program in place of its predecessor. Nothing but people and tools look at this pin.
