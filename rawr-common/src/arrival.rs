@@ -76,9 +76,26 @@ pub(crate) fn parse6(frame: &impl Frame, offset: usize) -> Result<(Ipv6, Udp), R
 fn unusual_ipv6(ip: &Ipv6) -> Reason {
     match ip.next_header {
         protocol::IPV6_FRAGMENT => Reason::Fragment,
-        kind if protocol::IPV6_EXTENSIONS.contains(&kind) => Reason::ExtensionHeader,
+        kind if is_extension(kind) => Reason::ExtensionHeader,
         _ => Reason::NotUdp,
     }
+}
+
+/// Whether this is one of [`protocol::IPV6_EXTENSIONS`]: a bit for each, because comparisons with each would
+/// take the program several times the room.
+#[inline(always)]
+fn is_extension(kind: u8) -> bool {
+    // One word more than there are: constants of 32 bytes would become a map of their own.
+    static EXTENSIONS: [u64; 5] = {
+        let (mut bits, mut index) = ([0; 5], 0);
+        while index < protocol::IPV6_EXTENSIONS.len() {
+            let kind = protocol::IPV6_EXTENSIONS[index];
+            bits[kind as usize / 64] |= 1 << (kind % 64);
+            index += 1;
+        }
+        bits
+    };
+    EXTENSIONS[usize::from(kind / 64)] >> (kind % 64) & 1 != 0
 }
 
 /// Checks that a datagram of `len` bytes at `offset` has a header and does not end behind the frame.

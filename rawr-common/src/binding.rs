@@ -12,7 +12,7 @@ use core::mem::offset_of;
 
 use crate::checksum::{Sum, ipv4_header, sent};
 use crate::crc;
-use crate::departure::verdict;
+use crate::departure::WayOut;
 use crate::flow::{Recipe, Tuple4, Tuple6, flags};
 use crate::reason::Reason;
 use crate::relay::{Frame, Tables, Verdict, index, refused};
@@ -52,6 +52,11 @@ struct Message([u32; 5]);
 #[repr(C, align(4))]
 struct Words([u32; 4]);
 
+/// What is checksummed at once.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+struct Word(u32);
+
 /// An attribute of four bytes, as it loads.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
@@ -60,31 +65,19 @@ struct Attribute {
     value: u32,
 }
 
-/// Who asks.
-struct Asker {
+/// Who answers.
+struct Listener {
     recipe: Recipe,
     meter: Meter,
-    udp: Udp,
-    /// Length of the IP header.
-    ip_len: usize,
-    /// The address; of an IPv4 one, the first word counts.
-    address: [u32; 4],
-    v4: bool,
 }
 
-/// XOR-MAPPED-ADDRESS (RFC 8489 §14.2) as it loads, and what else an answer says.
-struct Answer {
-    /// Type and length of the message.
-    first: u32,
-    /// Of the attribute.
-    header: u32,
-    /// Family and port.
-    port: u32,
-    /// As of [`Asker::address`].
-    address: [u32; 4],
-    /// The value of FINGERPRINT, if the request had one.
-    fingerprint: Option<u32>,
-    udp: Udp,
+/// Where the parts of a request or of its answer begin.
+#[derive(Clone, Copy)]
+struct Layout {
+    ip: usize,
+    udp: usize,
+    message: usize,
+    v4: bool,
 }
 
 // SAFETY: integers only.
@@ -93,6 +86,10 @@ unsafe impl Header for Message {
 }
 // SAFETY: integers only.
 unsafe impl Header for Words {
+    type Word = u32;
+}
+// SAFETY: integers only.
+unsafe impl Header for Word {
     type Word = u32;
 }
 // SAFETY: integers only.
@@ -131,24 +128,28 @@ fn try_answer(
     offset: usize,
     v4: bool,
 ) -> Result<Verdict, Reason> {
-    let asker = if v4 { asker4(frame, tables, offset)? } else { asker6(frame, tables, offset)? };
-    let answer = Answer::to(frame, &asker, offset)?;
+    let layout = Layout::of(offset, v4);
+    let udp: Udp = frame.load(layout.udp).ok_or(Reason::Malformed)?;
+    let listener = match v4 {
+        true => listener4(frame, tables, offset, &udp)?,
+        false => listener6(frame, tables, offset, &udp)?,
+    };
+    let register = register(frame, &layout, &udp)?;
     let ethernet: Ethernet = frame.load(0).ok_or(Reason::NotIp)?;
-    let recipe = &asker.recipe;
-    let exit = tables.exit(recipe.exit).ok_or(Reason::NoEgress)?;
-    if exit.ifindex != frame.ingress() || ethernet.dst != exit.src_mac {
+    let way = WayOut::of(frame, tables, &listener.recipe)?;
+    if way.exit.ifindex != frame.ingress() || ethernet.dst != way.exit.src_mac {
         return Err(Reason::NoEgress);
     }
-    let verdict = verdict(frame, tables, recipe.exit, &exit)?;
-    let len = asker.ip_len as u16 + u16::from_be_bytes(answer.udp.len);
-    if recipe.flags & flags::RATED != 0 && !tables.admit(recipe.rate, len) {
+    let bytes = (layout.udp - layout.ip) as u16 + u16::from_be_bytes(udp.len);
+    let len = bytes + layout.grown();
+    if !way.admits(tables, len) {
         return Err(Reason::BindingLimited);
     }
     // At the front: behind a frame, a driver need not have any room (veth has not).
-    if !frame.move_head(-i32::from(asker.grown())) {
+    if !frame.move_head(-i32::from(layout.grown())) {
         return Err(Reason::NoHeadroom);
     }
-    if write(frame, &ethernet, offset, &asker, &answer).is_none() {
+    if write(frame, &layout, register).is_none() {
         return Ok(Verdict::Drop(Reason::NoHeadroom));
     }
     // In 64 bits, or else the kernel's verifier sees pointers subtracted in 32.
@@ -156,46 +157,49 @@ fn try_answer(
     if !frame.move_tail((offset + usize::from(len)).wrapping_sub(padded) as i32) {
         return Ok(Verdict::Drop(Reason::NoHeadroom));
     }
-    asker.meter.count(len - asker.grown());
-    Ok(verdict)
+    listener.meter.count(bytes);
+    Ok(way.verdict())
 }
 
-/// Who asks over IPv4, if the listener is still there.
+/// Who answers over IPv4, if the listener is still there.
 #[inline(always)]
-fn asker4(frame: &impl Frame, tables: &impl Tables, offset: usize) -> Result<Asker, Reason> {
+fn listener4(
+    frame: &impl Frame,
+    tables: &impl Tables,
+    offset: usize,
+    udp: &Udp,
+) -> Result<Listener, Reason> {
     let ip: Ipv4 = frame.load(offset).ok_or(Reason::NotIp)?;
-    let udp: Udp = frame.load(offset + size_of::<Ipv4>()).ok_or(Reason::Malformed)?;
-    let listener = tables.flow4(index(ip.dst[3], &udp, tables)).ok_or(Reason::NoFlow)?;
-    let (at, recipe, meter) = (listener.from(), listener.recipe(), listener.meter());
-    listener.check().ok_or(Reason::FlowChanging)?;
-    let Tuple4 { dst, dst_port, .. } = at;
+    let entry = tables.flow4(index(ip.dst[3], udp, tables)).ok_or(Reason::NoFlow)?;
+    let (Tuple4 { dst, dst_port, .. }, recipe, meter) =
+        (entry.from(), entry.recipe(), entry.meter());
+    entry.check().ok_or(Reason::FlowChanging)?;
     // What no host sends from, the stack would not answer either (RFC 1812 §5.3.7).
-    let unsound = matches!(ip.src[0], 0 | 127 | 224..) || udp.src_port == [0, 0];
-    if unsound || !listens(&recipe) || dst != ip.dst || dst_port != udp.dst_port {
-        return Err(Reason::NoFlow);
-    }
-    let address = [u32::from_ne_bytes(ip.src), 0, 0, 0];
-    Ok(Asker { recipe, meter, udp, ip_len: size_of::<Ipv4>(), address, v4: true })
+    let unsound = matches!(ip.src[0], 0 | 127 | 224..);
+    let here = dst == ip.dst && dst_port == udp.dst_port;
+    Listener::of(recipe, meter, here && !unsound, udp)
 }
 
-/// As [`asker4`].
+/// As [`listener4`].
 #[inline(always)]
-fn asker6(frame: &impl Frame, tables: &impl Tables, offset: usize) -> Result<Asker, Reason> {
+fn listener6(
+    frame: &impl Frame,
+    tables: &impl Tables,
+    offset: usize,
+    udp: &Udp,
+) -> Result<Listener, Reason> {
     let ip: Ipv6 = frame.load(offset).ok_or(Reason::NotIp)?;
-    let udp: Udp = frame.load(offset + size_of::<Ipv6>()).ok_or(Reason::Malformed)?;
-    let listener = tables.flow6(index(ip.dst[15], &udp, tables)).ok_or(Reason::NoFlow)?;
-    let (at, recipe, meter) = (listener.from(), listener.recipe(), listener.meter());
-    listener.check().ok_or(Reason::FlowChanging)?;
-    let here = Tuple6 { dst: at.dst, dst_port: at.dst_port, ..ip.tuple(&udp) }.is(&ip.tuple(&udp));
+    let entry = tables.flow6(index(ip.dst[15], udp, tables)).ok_or(Reason::NoFlow)?;
+    let (at, recipe, meter) = (entry.from(), entry.recipe(), entry.meter());
+    entry.check().ok_or(Reason::FlowChanging)?;
+    let arrives = ip.tuple(udp);
+    let here = Tuple6 { dst: at.dst, dst_port: at.dst_port, ..arrives }.is(&arrives);
     let source = offset + offset_of!(Ipv6, src);
-    let Words(address) = frame.load(source).ok_or(Reason::NotIp)?;
-    let [a0, a1, ..] = address;
+    let Word(a0) = frame.load(source).ok_or(Reason::NotIp)?;
+    let Word(a1) = frame.load(source + size_of::<Word>()).ok_or(Reason::NotIp)?;
     // Multicast; unspecified, loopback and IPv4 in disguise.
-    let unsound = ip.src[0] == 0xff || a0 | a1 == 0 || udp.src_port == [0, 0];
-    if unsound || !listens(&recipe) || !here {
-        return Err(Reason::NoFlow);
-    }
-    Ok(Asker { recipe, meter, udp, ip_len: size_of::<Ipv6>(), address, v4: false })
+    let unsound = ip.src[0] == 0xff || a0 | a1 == 0;
+    Listener::of(recipe, meter, here && !unsound, udp)
 }
 
 /// Whether an entry is one of whose datagrams some may be requests.
@@ -204,7 +208,28 @@ pub(crate) fn listens(recipe: &Recipe) -> bool {
     recipe.flags & flags::LISTENER != 0
 }
 
-impl Asker {
+impl Listener {
+    /// What the entry with this recipe is, if the request is `for_us`.
+    #[inline(always)]
+    fn of(recipe: Recipe, meter: Meter, for_us: bool, udp: &Udp) -> Result<Self, Reason> {
+        if !for_us || !listens(&recipe) || udp.src_port == [0, 0] {
+            return Err(Reason::NoFlow);
+        }
+        if udp.checksum == [0, 0] {
+            return Err(Reason::NoChecksum);
+        }
+        Ok(Self { recipe, meter })
+    }
+}
+
+impl Layout {
+    /// With the IP header at `offset`.
+    #[inline(always)]
+    fn of(offset: usize, v4: bool) -> Self {
+        let udp = offset + if v4 { size_of::<Ipv4>() } else { size_of::<Ipv6>() };
+        Self { ip: offset, udp, message: udp + size_of::<Udp>(), v4 }
+    }
+
     /// How much longer the answer is than the request: one XOR-MAPPED-ADDRESS, its header included.
     #[inline(always)]
     fn grown(&self) -> u16 {
@@ -212,131 +237,125 @@ impl Asker {
     }
 }
 
-impl Answer {
-    /// The answer; fails if the request's FINGERPRINT is wrong.
-    #[inline(always)]
-    fn to(frame: &impl Frame, asker: &Asker, offset: usize) -> Result<Self, Reason> {
-        let Asker { udp, address, v4, ip_len, .. } = asker;
-        let (v4, grown) = (*v4, asker.grown() as u8);
-        let payload = offset + ip_len + size_of::<Udp>();
-        let message: Message = frame.load(payload).ok_or(Reason::Malformed)?;
-        let [before, mask @ ..] = message.0;
-        let first = before ^ u32::from_ne_bytes([1, 0, 0, 0]);
-        let first = (u32::from_be(first) + u32::from(grown)).to_be();
-        let header = u32::from_ne_bytes([0x00, 0x20, 0, grown - 4]);
-        let [p0, p1] = udp.src_port;
-        let port = u32::from_ne_bytes([0, if v4 { 1 } else { 2 }, p0 ^ 0x21, p1 ^ 0x12]);
-        let mut mapped = [0; 4];
-        for at in 0..if v4 { 1 } else { 4 } {
-            mapped[at] = address[at] ^ mask[at];
-        }
-        // STUN's length grows, and UDP's, which counts twice.
-        let mut sum = Sum::default().word(0x0100_u16.to_be());
-        sum = sum.word((3 * u16::from(grown)).to_be()).words(header).words(port);
-        sum = mapped.into_iter().fold(sum, Sum::words);
-        let mut fingerprint = None;
-        if u16::from_be_bytes(udp.len) != size_of::<Udp>() as u16 + HEADER {
-            let (was, is) = fingerprints(frame, payload, &message, [header, port], &mapped, v4)?;
-            sum = sum.words(!was).words(is);
-            fingerprint = Some(is);
-        }
-        let udp = answering(udp, u16::from(grown), sum)?;
-        Ok(Self { first, header, port, address: mapped, fingerprint, udp })
-    }
-}
-
-/// The UDP header of an answer that is `grown` bytes longer, where the checksummed words' sum changes by
-/// `sum`. It is made of the request's, so that whoever asks notices what has happened to the request on
-/// its way.
+/// If the request has a FINGERPRINT and that is right, the CRC's register behind its STUN header.
 #[inline(always)]
-fn answering(udp: &Udp, grown: u16, sum: Sum) -> Result<Udp, Reason> {
-    if udp.checksum == [0, 0] {
-        return Err(Reason::NoChecksum);
+fn register(frame: &impl Frame, layout: &Layout, udp: &Udp) -> Result<Option<u32>, Reason> {
+    if u16::from_be_bytes(udp.len) == size_of::<Udp>() as u16 + HEADER {
+        return Ok(None);
     }
-    let checksum = sent(sum.word(!u16::from_ne_bytes(udp.checksum)).checksum());
-    let len = (u16::from_be_bytes(udp.len) + grown).to_be_bytes();
-    Ok(Udp { src_port: udp.dst_port, dst_port: udp.src_port, len, checksum })
-}
-
-/// The value of the request's FINGERPRINT, if it is right, and that of the answer's.
-#[inline(always)]
-fn fingerprints(
-    frame: &impl Frame,
-    payload: usize,
-    message: &Message,
-    [header, port]: [u32; 2],
-    address: &[u32; 4],
-    v4: bool,
-) -> Result<(u32, u32), Reason> {
-    let attribute: Attribute =
-        frame.load(payload + usize::from(HEADER)).ok_or(Reason::Malformed)?;
-    let [m0, m1, m2, m3, m4] = message.0;
-    let state = crc::words(crc::INITIAL, &crc::Words([m0, m1, m2, m3, m4, m4, m4, m4]), 5);
-    if attribute.header != FINGERPRINT_HEADER || attribute.value != fingerprint(state) {
+    let offset = layout.message + usize::from(HEADER);
+    let attribute: Attribute = frame.load(offset).ok_or(Reason::Malformed)?;
+    let register = crc::words(crc::INITIAL, usize::from(HEADER) / size_of::<Word>(), |at| {
+        word(frame, layout.message, at)
+    });
+    let register = register.ok_or(Reason::Malformed)?;
+    if attribute.header != FINGERPRINT_HEADER || attribute.value != fingerprint(register) {
         return Err(Reason::NoFlow);
     }
-    let (differs, len) = if v4 { (DIFFERS4, 3) } else { (DIFFERS6, 6) };
-    let [a0, a1, a2, a3] = *address;
-    let words = crc::Words([header, port, a0, a1, a2, a3, a3, a3]);
-    let state = crc::words(state ^ differs, &words, len);
-    Ok((attribute.value, fingerprint(state)))
+    Ok(Some(register))
 }
 
-/// The value of FINGERPRINT, as it loads, where the CRC's register is at `state`.
+/// The word number `at` of what begins at `offset`.
 #[inline(always)]
-fn fingerprint(state: u32) -> u32 {
-    (!state ^ FINGERPRINT_XOR).to_be()
+fn word(frame: &impl Frame, offset: usize, at: usize) -> Option<u32> {
+    // Or else the compiler would add to the frame's end instead, what the kernel's verifier does not want.
+    let Word(word) = frame.load(black_box(offset + at * size_of::<Word>()))?;
+    Some(word)
+}
+
+/// The value of FINGERPRINT, as it loads, for a message that ends with this register.
+#[inline(always)]
+fn fingerprint(register: u32) -> u32 {
+    (!register ^ FINGERPRINT_XOR).to_be()
 }
 
 /// Writes an answer over its request, which begins as many bytes further on as it is shorter. So whatever
 /// is copied goes towards the front, and is read before it is written over. VLAN tags stay, and so does
-/// FINGERPRINT's place.
+/// FINGERPRINT's place. `register` is as of [`register`].
 #[inline(always)]
-fn write(
-    frame: &impl Frame,
-    ethernet: &Ethernet,
-    offset: usize,
-    asker: &Asker,
-    answer: &Answer,
-) -> Option<()> {
-    let grown = usize::from(asker.grown());
+fn write(frame: &impl Frame, layout: &Layout, register: Option<u32>) -> Option<()> {
+    let grown = usize::from(layout.grown());
+    let ethernet: Ethernet = frame.load(grown)?;
     let (dst, src) = (ethernet.src, ethernet.dst);
-    frame.put(0, Ethernet { dst, src, ..*ethernet })?;
+    frame.put(0, Ethernet { dst, src, ..ethernet })?;
     let mut tag = size_of::<Ethernet>();
     for _ in 0..2 {
-        if tag < offset {
+        if tag < layout.ip {
             frame.put(tag, frame.load::<VlanTag>(tag + grown)?)?;
             tag += size_of::<VlanTag>();
         }
     }
-    if asker.v4 {
-        let mut ip: Ipv4 = frame.load(offset + grown)?;
-        let total_len = size_of::<Ipv4>() as u16 + u16::from_be_bytes(answer.udp.len);
+    let udp: Udp = frame.load(layout.udp + grown)?;
+    let udp_len = (u16::from_be_bytes(udp.len) + layout.grown()).to_be_bytes();
+    let address = write_ip(frame, layout, udp_len)?;
+    let changed = write_message(frame, layout, &udp, address, register)?;
+    // Made of the request's, so that whoever asks notices what has happened to the request on its way.
+    let checksum = sent(changed.word(!u16::from_ne_bytes(udp.checksum)).checksum());
+    let (src_port, dst_port) = (udp.dst_port, udp.src_port);
+    frame.put(layout.udp, Udp { src_port, dst_port, len: udp_len, checksum })
+}
+
+/// Writes the IP header, and returns the address that it answers to; of an IPv4 one, the first word counts.
+#[inline(always)]
+fn write_ip(frame: &impl Frame, layout: &Layout, udp_len: [u8; 2]) -> Option<[u32; 4]> {
+    let before = layout.ip + usize::from(layout.grown());
+    if layout.v4 {
+        let mut ip: Ipv4 = frame.load(before)?;
+        let address = u32::from_ne_bytes(ip.src);
+        let total_len = size_of::<Ipv4>() as u16 + u16::from_be_bytes(udp_len);
         (ip.tos, ip.total_len, ip.id) = (0, total_len.to_be_bytes(), [0, 0]);
         (ip.fragment, ip.ttl, ip.protocol) = (Ipv4::DONT_FRAGMENT, TTL, protocol::UDP);
         (ip.src, ip.dst) = (ip.dst, ip.src);
         ip.checksum = ipv4_header(&ip);
-        frame.put(offset, ip)?;
-    } else {
-        let mut ip: Ipv6 = frame.load(offset + grown)?;
-        (ip.version_class_label, ip.payload_len) = ([0x60, 0, 0, 0], answer.udp.len);
-        (ip.hop_limit, ip.src, ip.dst) = (TTL, ip.dst, ip.src);
-        frame.put(offset, ip)?;
+        frame.put(layout.ip, ip)?;
+        return Some([address, 0, 0, 0]);
     }
-    let udp = offset + asker.ip_len;
-    let message = udp + size_of::<Udp>();
-    let Message([_, header @ ..]) = frame.load(message + grown)?;
-    frame.put(udp, answer.udp)?;
-    frame.put(message, answer.first)?;
-    frame.put(message + size_of::<u32>(), header)?;
-    let attribute = message + usize::from(HEADER);
-    let [a0, rest @ ..] = answer.address;
-    frame.put(attribute, [answer.header, answer.port, a0])?;
-    if !asker.v4 {
+    let mut ip: Ipv6 = frame.load(before)?;
+    let Words(address) = frame.load(before + offset_of!(Ipv6, src))?;
+    (ip.version_class_label, ip.payload_len) = ([0x60, 0, 0, 0], udp_len);
+    (ip.hop_limit, ip.src, ip.dst) = (TTL, ip.dst, ip.src);
+    frame.put(layout.ip, ip)?;
+    Some(address)
+}
+
+/// Writes the STUN message, and returns by how much that changes the sum of what UDP's checksum covers.
+#[inline(always)]
+fn write_message(
+    frame: &impl Frame,
+    layout: &Layout,
+    udp: &Udp,
+    address: [u32; 4],
+    register: Option<u32>,
+) -> Option<Sum> {
+    let (grown, message) = (layout.grown(), layout.message);
+    let [attribute, end] = [0, grown].map(|more| message + usize::from(HEADER + more));
+    let Message([before, mask @ ..]) = frame.load(message + usize::from(grown))?;
+    let first = before ^ u32::from_ne_bytes([1, 0, 0, 0]);
+    frame.put(message, (u32::from_be(first) + u32::from(grown)).to_be())?;
+    frame.put(message + size_of::<u32>(), mask)?;
+    // XOR-MAPPED-ADDRESS (RFC 8489 §14.2).
+    let header = u32::from_ne_bytes([0x00, 0x20, 0, grown as u8 - 4]);
+    let [p0, p1] = udp.src_port;
+    let port = u32::from_ne_bytes([0, if layout.v4 { 1 } else { 2 }, p0 ^ 0x21, p1 ^ 0x12]);
+    frame.put(attribute, [header, port, address[0] ^ mask[0]])?;
+    // STUN's length grows, and UDP's, which counts twice.
+    let sum = Sum::default().word(0x0100_u16.to_be()).word((3 * grown).to_be());
+    let mut sum = sum.words(header).words(port).words(address[0] ^ mask[0]);
+    if !layout.v4 {
+        let rest = [address[1] ^ mask[1], address[2] ^ mask[2], address[3] ^ mask[3]];
         frame.put(attribute + 12, rest)?;
+        sum = rest.into_iter().fold(sum, Sum::words);
     }
-    if let Some(value) = answer.fingerprint {
-        frame.put(attribute + grown, Attribute { header: FINGERPRINT_HEADER, value })?;
+    if let Some(register) = register {
+        let was = fingerprint(register);
+        let differs = if layout.v4 { DIFFERS4 } else { DIFFERS6 };
+        let register =
+            crc::words(register ^ differs, usize::from(grown) / size_of::<Word>(), |at| {
+                word(frame, attribute, at)
+            })?;
+        let value = fingerprint(register);
+        frame.put(end, Attribute { header: FINGERPRINT_HEADER, value })?;
+        sum = sum.words(!was).words(value);
     }
-    Some(())
+    Some(sum)
 }

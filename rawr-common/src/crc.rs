@@ -8,6 +8,9 @@ const POLYNOMIAL: u32 = 0xedb8_8320;
 /// What a byte of the register becomes after it has been shifted through by one to four bytes.
 static TABLES: [[u32; 256]; 4] = tables();
 
+/// More words are not checksummed at once: the kernel's verifier wants a bound.
+const MOST: usize = 8;
+
 /// The register before the first byte.
 pub(crate) const INITIAL: u32 = u32::MAX;
 
@@ -31,22 +34,16 @@ pub(crate) const fn register(state: u32, bytes: &[u8]) -> u32 {
     state
 }
 
-/// Up to eight words. Those that do not count had better not be constants: the compiler would store some
-/// by twos, where the kernel's verifier does not want it.
-#[repr(C, align(8))]
-pub(crate) struct Words(pub(crate) [u32; 8]);
-
-/// The register after the first `len` words, as they load. In the kernel's program this is one loop,
-/// whatever the compiler knows of `len`.
+/// The register after the first `len` of up to eight words, as they load; `None` if there is one that
+/// `next` does not know. In the kernel's program this is one loop, whatever the compiler knows of `len`.
 #[inline(always)]
-pub(crate) fn words(state: u32, words: &Words, len: usize) -> u32 {
-    let Words(words) = words;
+pub(crate) fn words(state: u32, len: usize, next: impl Fn(usize) -> Option<u32>) -> Option<u32> {
     let (mut state, mut at, len) = (state, 0, black_box(len));
-    while at < words.len() && at < len {
-        state = word(state, words[at]);
+    while at < MOST && at < len {
+        state = word(state, next(at)?);
         at += 1;
     }
-    state
+    Some(state)
 }
 
 /// The register after one more byte of 0.

@@ -4,13 +4,15 @@ use crate::arrival::parse4;
 use crate::binding;
 use crate::carry::Carried;
 use crate::checksum::{sent, update};
-use crate::departure::{Departure, Way, leave};
+use crate::departure::{Departure, WayOut, leave};
 use crate::flow::{Flow4, Recipe, Tuple6, flags};
 use crate::lookup;
 use crate::reason::Reason;
 use crate::relay::{Frame, Rewritten, Tables, Verdict, decrement, index};
 use crate::shared::Shared;
-use crate::wire::{ChannelHeader, End4, Ipv4, Ipv6, Message, Udp, Whole, protocol};
+use crate::wire::{
+    ChannelHeader, End4, Ethernet, Ipv4, Ipv6, Message, Stack, Udp, Whole, protocol,
+};
 
 /// What of a packet its headers to come are made of.
 struct Arrival {
@@ -22,11 +24,11 @@ struct Arrival {
 
 /// Forwards a packet whose IP header is at `offset`.
 #[inline(always)]
-pub(crate) fn forward(
+pub(crate) fn forward<'a>(
     frame: &mut impl Frame,
-    tables: &impl Tables,
+    tables: &'a impl Tables,
     offset: usize,
-) -> Result<Rewritten, Reason> {
+) -> Result<Rewritten<'a>, Reason> {
     let (ip, udp) = parse4(frame, offset)?;
     let from = ip.tuple(&udp);
     let headers = offset + size_of::<Whole<Ipv4>>();
@@ -45,19 +47,21 @@ pub(crate) fn forward(
     let recipe = shared.recipe();
     let ttl = decrement(ip.ttl)?;
     let arrival = Arrival { ip, udp, ttl };
-    if recipe.flags & (flags::TO_IPV6 | flags::CHANNELS) == 0 {
-        return shortest(frame, tables, &shared, &recipe, &arrival, headers).map(Rewritten::Gone);
+    let way = WayOut::of(frame, tables, &recipe)?;
+    let is_untagged = offset == size_of::<Ethernet>() && way.is_untagged();
+    if is_untagged && recipe.flags & (flags::TO_IPV6 | flags::CHANNELS) == 0 {
+        return shortest(frame, tables, &shared, &recipe, &arrival, way).map(Rewritten::Gone);
     }
     let carried = Carried::of(frame, headers, &udp, arrived, &recipe)?;
     let headers = headers + arrived.size();
     if recipe.flags & flags::TO_IPV6 == 0 {
-        to_ipv4(&shared, &recipe, &arrival, &carried, headers).map(Rewritten::V4)
+        to_ipv4(&shared, &recipe, &arrival, &carried, headers, way).map(Rewritten::V4)
     } else {
-        to_ipv6(tables, &shared, &recipe, &arrival, &carried, headers).map(Rewritten::V6)
+        to_ipv6(tables, &shared, &recipe, &arrival, &carried, headers, way).map(Rewritten::V6)
     }
 }
 
-/// Between two ports that are each one leg's, over IPv4 both.
+/// Between two ports that are each one leg's, over IPv4 both, without tags.
 #[inline(always)]
 fn shortest(
     frame: &mut impl Frame,
@@ -65,7 +69,7 @@ fn shortest(
     shared: &Shared<Flow4>,
     recipe: &Recipe,
     arrival: &Arrival,
-    headers: usize,
+    way: WayOut<'_>,
 ) -> Result<Verdict, Reason> {
     let Arrival { ip, udp, ttl } = arrival;
     let ends = shared.to();
@@ -79,19 +83,21 @@ fn shortest(
     let ttl = u32::from_ne_bytes([*ttl, protocol::UDP, c0, c1]);
     let outgoing = End4 { ttl, ends, udp_len: udp.len, udp_checksum };
     let bytes = bytes(udp);
-    let (way, meter, len) = (Way::of(recipe), shared.meter(), u32::from(bytes));
+    let (meter, len) = (shared.meter(), u32::from(bytes));
+    let headers = Stack::<End4>::LEN;
     leave(frame, tables, &Departure { way, meter, headers, bytes, len, outgoing })
 }
 
 /// ChannelData arrives or leaves, over IPv4 both.
 #[inline(always)]
-fn to_ipv4(
+fn to_ipv4<'a>(
     shared: &Shared<Flow4>,
     recipe: &Recipe,
     arrival: &Arrival,
     carried: &Carried,
     headers: usize,
-) -> Result<Departure<Message<Ipv4>>, Reason> {
+    way: WayOut<'a>,
+) -> Result<Departure<'a, Message<Ipv4>>, Reason> {
     let Arrival { ip, udp, ttl } = arrival;
     let to = shared.to();
     shared.check().ok_or(Reason::FlowChanging)?;
@@ -116,20 +122,21 @@ fn to_ipv4(
     let (src_port, dst_port) = (to.src_port, to.dst_port);
     let udp = Udp { src_port, dst_port, len: len.to_be_bytes(), checksum };
     let outgoing = Message { headers: Whole { ip, udp }, channel: carried.header };
-    let (way, meter, len) = (Way::of(recipe), shared.meter(), carried.layer3_len::<Ipv4>());
+    let (meter, len) = (shared.meter(), carried.layer3_len::<Ipv4>());
     Ok(Departure { way, meter, headers, bytes, len, outgoing })
 }
 
 /// Whatever arrives and leaves, it becomes IPv6.
 #[inline(always)]
-fn to_ipv6(
+fn to_ipv6<'a>(
     tables: &impl Tables,
     shared: &Shared<Flow4>,
     recipe: &Recipe,
     arrival: &Arrival,
     carried: &Carried,
     headers: usize,
-) -> Result<Departure<Message<Ipv6>>, Reason> {
+    way: WayOut<'a>,
+) -> Result<Departure<'a, Message<Ipv6>>, Reason> {
     let Arrival { ip, udp, ttl } = arrival;
     let to = mirror_of_reverse(shared, recipe, tables)?;
     if udp.checksum == [0, 0] {
@@ -147,7 +154,7 @@ fn to_ipv6(
     let (bytes, checksum) = (bytes(udp), carried.checksum(udp, recipe));
     let udp = Udp { src_port: to.src_port, dst_port: to.dst_port, len: udp_len, checksum };
     let outgoing = Message { headers: Whole { ip, udp }, channel: carried.header };
-    let (way, meter, len) = (Way::of(recipe), shared.meter(), carried.layer3_len::<Ipv6>());
+    let (meter, len) = (shared.meter(), carried.layer3_len::<Ipv6>());
     Ok(Departure { way, meter, headers, bytes, len, outgoing })
 }
 

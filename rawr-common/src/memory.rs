@@ -123,8 +123,8 @@ impl Tables for Memory<'_> {
         self.egress.get(usize::from(slot)).is_some_and(|there| *there)
     }
 
-    fn exit(&self, slot: u8) -> Option<Exit> {
-        self.exits.get(usize::from(slot)).copied()
+    fn exit(&self, slot: u8) -> Option<&Exit> {
+        self.exits.get(usize::from(slot))
     }
 
     fn admit(&self, rate: u32, bytes: u16) -> bool {

@@ -64,8 +64,8 @@ pub unsafe trait Frame {
     /// Overwrites the front; `false` if the frame ends before the headers do.
     #[inline(always)]
     #[must_use]
-    fn store<T: Outgoing, const TAGS: usize>(&mut self, headers: &Stack<T, TAGS>) -> bool {
-        let Some(start) = self.at(0, Stack::<T, TAGS>::LEN) else { return false };
+    fn store<T: Outgoing>(&mut self, headers: &Stack<T>) -> bool {
+        let Some(start) = self.at(0, Stack::<T>::LEN) else { return false };
         // SAFETY: `at` has checked the bounds.
         unsafe { headers.write(start.as_ptr()) };
         true
@@ -126,7 +126,7 @@ pub trait Tables {
     fn channel6(&self, index: u32) -> Option<Shared<Flow6>>;
 
     /// The exit in this slot.
-    fn exit(&self, slot: u8) -> Option<Exit>;
+    fn exit(&self, slot: u8) -> Option<&Exit>;
 
     /// Whether the device map has an interface in this slot.
     fn has_egress(&self, slot: u8) -> bool;
@@ -191,14 +191,14 @@ pub(crate) fn refused(reason: Reason) -> Verdict {
 }
 
 /// What has become of a packet.
-pub(crate) enum Rewritten {
+pub(crate) enum Rewritten<'a> {
     Gone(Verdict),
     /// It is a question to a listener.
     Asked,
     /// It leaves over IPv4, with all headers new.
-    V4(Departure<Message<Ipv4>>),
+    V4(Departure<'a, Message<Ipv4>>),
     /// It leaves over IPv6, with all headers new.
-    V6(Departure<Message<Ipv6>>),
+    V6(Departure<'a, Message<Ipv6>>),
 }
 
 /// An error leaves the frame as it was.

@@ -6,7 +6,7 @@
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
-use crate::flow::{Exit, Tuple4, Tuple6};
+use crate::flow::{Tuple4, Tuple6};
 
 /// A header, or what is loaded like one, that any bytes of its size are a valid value of.
 ///
@@ -173,19 +173,18 @@ pub struct End6 {
     pub udp_checksum: [u8; 2],
 }
 
-/// All headers of a UDP datagram behind `TAGS` VLAN tags.
+/// All headers of a UDP datagram without VLAN tags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stack<T, const TAGS: usize> {
+pub struct Stack<T> {
     pub dst: Mac,
     pub src: Mac,
     pub ether_type: [u8; 2],
-    pub tags: [VlanTag; TAGS],
     pub outgoing: T,
 }
 
-impl<T: Outgoing, const TAGS: usize> Stack<T, TAGS> {
+impl<T: Outgoing> Stack<T> {
     /// Length in a frame.
-    pub const LEN: usize = size_of::<Ethernet>() + TAGS * size_of::<VlanTag>() + T::LEN;
+    pub const LEN: usize = size_of::<Ethernet>() + T::LEN;
 
     /// Writes the headers one behind the other.
     ///
@@ -198,8 +197,6 @@ impl<T: Outgoing, const TAGS: usize> Stack<T, TAGS> {
             self.dst.write(target);
             self.src.write(target.add(6));
             target.add(12).cast::<[u8; 2]>().write_unaligned(self.ether_type);
-            let tags = target.cast::<Ethernet>().add(1).cast::<[VlanTag; TAGS]>();
-            tags.write_unaligned(self.tags);
             let end = target.add(Self::LEN - size_of::<T>()).cast::<T>();
             end.write_unaligned(self.outgoing);
         }
@@ -295,10 +292,6 @@ unsafe impl Header for Udp {
 }
 // SAFETY: byte arrays only.
 unsafe impl Header for ChannelHeader {
-    type Word = u32;
-}
-// SAFETY: integers and byte arrays without padding.
-unsafe impl Header for Exit {
     type Word = u32;
 }
 

@@ -12,7 +12,6 @@ use rawr_common::rate;
 use rawr_common::reason::Reason;
 use rawr_common::relay::Tables;
 use rawr_common::shared::{Entry, Shared};
-use rawr_common::wire::Header;
 use rawr_common::{channel, sharing};
 
 #[map]
@@ -123,10 +122,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn exit(&self, slot: u8) -> Option<Exit> {
-        let exit = NonNull::new(EXITS.get_ptr_mut(u32::from(slot))?)?;
-        // SAFETY: the kernel returned it. While a flow names it, nobody writes it.
-        Some(unsafe { Exit::load(exit.cast()) })
+    fn exit(&self, slot: u8) -> Option<&Exit> {
+        // While a flow names it, nobody writes it.
+        EXITS.get(u32::from(slot))
     }
 
     /// Asks by choosing: `bpf_redirect_map` notes the interface for a later `XDP_REDIRECT`, and

@@ -28,19 +28,15 @@ fn answer(context: *mut xdp_md, offset: u32, v4: bool) -> u32 {
 
 #[inline(always)]
 fn conclude(verdict: Verdict) -> u32 {
-    match verdict {
+    let (action, reason) = match verdict {
         // The tables chose the interface when they were asked whether there is one.
-        Verdict::Redirect { .. } => XDP_REDIRECT,
-        Verdict::Transmit => XDP_TX,
-        Verdict::Pass(reason) => {
-            maps::count_reason(reason);
-            XDP_PASS
-        }
-        Verdict::Drop(reason) => {
-            maps::count_reason(reason);
-            XDP_DROP
-        }
-    }
+        Verdict::Redirect { .. } => return XDP_REDIRECT,
+        Verdict::Transmit => return XDP_TX,
+        Verdict::Pass(reason) => (XDP_PASS, reason),
+        Verdict::Drop(reason) => (XDP_DROP, reason),
+    };
+    maps::count_reason(reason);
+    action
 }
 
 /// Nothing here panics; the compiler wants to know what if.
