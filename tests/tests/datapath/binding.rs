@@ -149,17 +149,19 @@ fn without_headroom_requests_are_passed_up() {
 #[test]
 fn beyond_the_rate_requests_are_passed_up() {
     let Some(mut relay) = listening("beyond_the_rate_requests_are_passed_up") else { return };
-    // One KiB per second: after the burst of as many answers of 60 bytes, none fits for seconds.
-    relay.kernel.set_rate(5, Rate::new(1024, Duration::from_secs(10))).unwrap();
+    // After the burst, another answer of 60 bytes fits each quarter of a second.
+    relay.kernel.set_rate(5, Rate::new(256, Duration::from_secs(40))).unwrap();
     listen(&mut relay, Some(5));
     let request = Packet { payload: message([0, 1], &[], false), ..to_us(true) };
     let run = |_| relay.kernel.run(&request.frame(), 1).unwrap().action;
-    let actions: Vec<u32> = (0..200).map(run).collect();
-    let answered = actions.iter().filter(|run| **run == action::TX).count();
-    assert_eq!(answered, 10 * 1024 / 60);
-    assert!(actions[answered..].iter().all(|run| *run == action::PASS));
-    let limited = (Reason::BindingLimited, 200 - answered as u64);
-    assert_eq!(relay.kernel.reasons().unwrap(), [limited]);
+    let actions: Vec<u32> = (0..400).map(run).collect();
+    let (burst, rest) = actions.split_at(40 * 256 / 60);
+    assert!(burst.iter().all(|run| *run == action::TX), "{burst:?}");
+    let passed = rest.iter().filter(|run| **run == action::PASS).count() as u64;
+    let answered = rest.iter().filter(|run| **run == action::TX).count() as u64;
+    assert_eq!(passed + answered, rest.len() as u64, "{rest:?}");
+    assert!(passed > answered, "{passed} passed up, {answered} answered");
+    assert_eq!(relay.kernel.reasons().unwrap(), [(Reason::BindingLimited, passed)]);
 }
 
 #[test]
