@@ -12,6 +12,10 @@ use aya_ebpf::programs::XdpContext;
 /// How the packet begins: all headers that any program under test may change, VLAN tags and IPv6
 /// included, and somewhat of the payload. 72 bytes.
 type Beginning = [u64; 9];
+/// A whole packet that is shorter: a STUN header over UDP and IPv4.
+type Header = [u16; 31];
+/// The same with the attribute FINGERPRINT.
+type WithFingerprint = [u16; 35];
 
 #[map]
 static REWIND_BEGINNING: Array<Beginning> = Array::with_max_entries(1, 0);
@@ -34,13 +38,29 @@ fn rewind(context: XdpContext) -> u32 {
     if unsafe { bpf_xdp_adjust_head(context.ctx, surplus) } != 0 {
         return XDP_ABORTED;
     }
-    let start = context.data();
-    if start + size_of::<Beginning>() > context.data_end() {
+    let is_restored = write::<Beginning>(&context, beginning)
+        || write::<WithFingerprint>(&context, beginning)
+        || write::<Header>(&context, beginning);
+    if !is_restored {
         return XDP_ABORTED;
     }
-    // SAFETY: the bounds were just checked.
-    unsafe { (start as *mut Beginning).write_unaligned(*beginning) };
     // SAFETY: the context is the kernel's own. The call returns only if there is no such program.
     unsafe { REWIND_NEXT.tail_call(&context, 0) };
     XDP_ABORTED
+}
+
+/// Writes as much of the beginning as `T` is long, unless the packet is shorter.
+#[inline(always)]
+fn write<T: Copy>(context: &XdpContext, beginning: &Beginning) -> bool {
+    const { assert!(size_of::<T>() <= size_of::<Beginning>()) };
+    let start = context.data();
+    if start + size_of::<T>() > context.data_end() {
+        return false;
+    }
+    // SAFETY: the bounds were just checked on the one side, and when this was compiled on the other.
+    unsafe {
+        let beginning = core::ptr::from_ref(beginning).cast::<T>().read_unaligned();
+        (start as *mut T).write_unaligned(beginning);
+    }
+    true
 }

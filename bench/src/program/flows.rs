@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rawr_common::channel::{Seek, hash4, hash6, seek};
 use rawr_common::entry::{Account, Hop, Tags};
-use rawr_common::flow::{Channels, Exit, Flow4, Flow6, Place, Rate, Tuple4, Tuple6, names};
+use rawr_common::flow::{Channels, Exit, Flow4, Flow6, Place, Rate, Tuple4, Tuple6, index, names};
 use rawr_common::sharing::Bit;
 use rawr_tests::kernel::{INGRESS, Kernel};
 use rawr_tests::packet::{Packet, VLAN};
@@ -18,6 +18,8 @@ use rawr_userspace::dataplane::table::Table;
 
 /// The port that STUN, RAWR and ChannelData arrive at.
 pub(super) const CONTROL_PORT: u16 = 3478;
+/// Slot of the exit that answers leave by.
+const LISTENER_EXIT: u8 = 16;
 /// The tag of [`Way::Tagged`].
 const TAG: u16 = 7;
 
@@ -132,6 +134,29 @@ impl Tables {
             self.install([*from, *to], [legs[turn], legs[1 - turn]])?;
         }
         Ok(())
+    }
+
+    /// Runs `action` while the program answers Binding requests at the control port, where Ethernet frames
+    /// come to `mac`.
+    pub(super) fn while_listening<T>(
+        &mut self,
+        mac: [u8; 6],
+        action: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let exit = Exit::new(INGRESS, mac, 1500).transmitting(true);
+        self.kernel.set_exit(LISTENER_EXIT, &exit)?;
+        let Flow::V4(Tuple4 { dst, .. }) = Flow::at(0, Family::V4) else { bail!("not IPv4") };
+        let index = index(dst[3], CONTROL_PORT, self.flows4.len() - 1);
+        let before = self.flows4.occupied(index);
+        let account = Account { generation: 1, rate: None };
+        let listener = Flow4::listener(dst, CONTROL_PORT, LISTENER_EXIT, account);
+        self.flows4.write(index, &listener);
+        let outcome = action(self);
+        match before {
+            Some(flow) => self.flows4.write(index, &flow),
+            None => self.flows4.vacate(index),
+        }
+        outcome
     }
 
     /// What arrives for one place on one leg leaves for the other place, by the other leg.
@@ -296,9 +321,9 @@ mod tests {
         for place in [0, 1, 65_535, 65_536, 999_999] {
             let Flow::V4(tuple) = Flow::at(place, Family::V4) else { panic!("not IPv4") };
             let port = u16::from_be_bytes(tuple.dst_port);
-            assert_eq!(rawr_common::flow::index(tuple.dst[3], port, (1 << 20) - 1), place);
+            assert_eq!(index(tuple.dst[3], port, (1 << 20) - 1), place);
             let Flow::V6(tuple) = Flow::at(place, Family::V6) else { panic!("not IPv6") };
-            assert_eq!(rawr_common::flow::index(tuple.dst[15], port, (1 << 20) - 1), place);
+            assert_eq!(index(tuple.dst[15], port, (1 << 20) - 1), place);
         }
     }
 }

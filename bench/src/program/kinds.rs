@@ -19,6 +19,8 @@ pub(super) struct Kind {
 pub(super) enum Route {
     /// The program leaves this frame as it is and passes it up.
     PassedUp(fn() -> Vec<u8>),
+    /// The program answers this request; then the frame is restored.
+    Answered(fn() -> Vec<u8>),
     /// Between two legs: what leaves by one arrives on the other.
     RoundTrip([Leg; 2]),
     /// From the first leg to the second; then the frame is restored.
@@ -27,7 +29,7 @@ pub(super) enum Route {
     EachAnother([Leg; 2]),
 }
 
-use Route::{EachAnother, OneWay, PassedUp, RoundTrip};
+use Route::{Answered, EachAnother, OneWay, PassedUp, RoundTrip};
 
 const V4: Leg = Leg { family: Family::V4, way: Way::Transmit, channel: false };
 const V6: Leg = Leg { family: Family::V6, way: Way::Transmit, channel: false };
@@ -55,8 +57,12 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "IPv6 ChannelData to IPv4 UDP and back, per packet", route: RoundTrip([C6, V4]) },
     Kind { name: "ChannelData, IPv4 to IPv6 and back, per packet", route: RoundTrip([C4, C6]) },
     Kind { name: "UDP without a flow, passed up", route: PassedUp(no_flow) },
+    Kind { name: "UDP to the STUN port without a flow, passed up", route: PassedUp(stray) },
+    Kind { name: "ChannelData of no channel, passed up", route: PassedUp(no_channel) },
     Kind { name: "TCP, passed up", route: PassedUp(tcp) },
     Kind { name: "STUN Binding request, passed up", route: PassedUp(binding) },
+    Kind { name: "STUN Binding request, answered", route: Answered(bare_binding) },
+    Kind { name: "STUN Binding request with FINGERPRINT, answered", route: Answered(binding) },
     Kind { name: "RAWR Connect request, passed up", route: PassedUp(connect) },
     Kind { name: "IPv4 pair", route: EachAnother([V4, V4]) },
     Kind { name: "IPv6 pair", route: EachAnother([V6, V6]) },
@@ -73,6 +79,16 @@ fn no_flow() -> Vec<u8> {
     packet.frame()
 }
 
+/// To the port that clients send ChannelData to, but none.
+fn stray() -> Vec<u8> {
+    control(&[0x5a + 0x80; 160])
+}
+
+/// From a client that has bound no such channel.
+fn no_channel() -> Vec<u8> {
+    control(&[[0x4a, 0xbc, 0, 156].as_slice(), &[0x5a; 156]].concat())
+}
+
 /// The first segments of what a router forwards most. What is not UDP is of no interest to the program,
 /// which looks at no checksum of it.
 fn tcp() -> Vec<u8> {
@@ -84,6 +100,11 @@ fn tcp() -> Vec<u8> {
 
 fn binding() -> Vec<u8> {
     control(&Message::request(Method::Binding, TRANSACTION, Attributes::default()).encode(None))
+}
+
+/// Nothing but a STUN header (RFC 8489 §5).
+fn bare_binding() -> Vec<u8> {
+    control(&[[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42].as_slice(), &TRANSACTION.0].concat())
 }
 
 fn connect() -> Vec<u8> {

@@ -92,8 +92,10 @@ impl Rewinder {
 
     fn restore(&mut self, frame: &[u8]) -> Result<()> {
         let mut beginning = [0; 9];
-        for (word, bytes) in beginning.iter_mut().zip(frame.chunks_exact(size_of::<u64>())) {
-            *word = u64::from_ne_bytes(bytes.try_into()?);
+        for (word, bytes) in beginning.iter_mut().zip(frame.chunks(size_of::<u64>())) {
+            let mut whole = [0; size_of::<u64>()];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(whole);
         }
         let map = self.ebpf.map_mut("REWIND_BEGINNING").context("no map of beginnings")?;
         Array::<_, [u64; 9]>::try_from(map)?.set(0, beginning, 0)?;

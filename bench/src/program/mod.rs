@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use rawr_tests::kernel::{action, bare_program};
+use anyhow::{Context, Result, bail, ensure};
+use rawr_common::channel::GROUP;
+use rawr_tests::kernel::{Kernel, action, bare_program};
 
 use crate::Run;
 use crate::document::{Document, Row};
@@ -28,7 +29,7 @@ const METHOD: &[&str] = &[
      calls. The kernel's clock has a resolution of 1 ns and rounds down; 0.5 ns are added.",
     "Each run finds what the one before left. Packets of a pair therefore go to and fro between its \
      two flows; what is passed up stays as it is.",
-    "Where a packet leaves in another form (IPv4 to IPv6, a VLAN tag), a program in front restores it \
+    "Where a packet leaves in another form (IPv4 to IPv6, a VLAN tag, an answer), a program in front restores it \
      before each run. What this program costs in front of a bare `XDP_TX`, above the bare `XDP_TX` \
      alone, is measured in the same round and subtracted. \"IPv4 to IPv6 and back\" needs nothing \
      restored, and is the mean of the two directions: their check.",
@@ -41,6 +42,8 @@ const METHOD: &[&str] = &[
 /// Tables of the results: what is warm in the caches, and what is not.
 const SAME_FLOW: &str = "program";
 const ANOTHER_FLOW: &str = "another flow each time";
+/// What is not forwarded but answered.
+const ANSWERS: &str = "answers";
 const SIZE: &str = "size";
 /// Flows installed. One is for a pair alone.
 const ENTRIES: [u32; 3] = [1, 60_000, 1_000_000];
@@ -54,8 +57,11 @@ pub(crate) fn run(run: &Run) -> Result<()> {
     document.discarded = rounds.discarded;
     document.rows.push(row(SAME_FLOW, "bare XDP_TX", 0, rounds.reference.clone()));
     for (place, (kind, tables)) in bench.cases().enumerate() {
-        let another = matches!(kind.route, Route::EachAnother(_));
-        let table = if another { ANOTHER_FLOW } else { SAME_FLOW };
+        let table = match kind.route {
+            Route::EachAnother(_) => ANOTHER_FLOW,
+            Route::Answered(_) => ANSWERS,
+            Route::PassedUp(_) | Route::RoundTrip(_) | Route::OneWay(_) => SAME_FLOW,
+        };
         document.rows.push(row(table, kind.name, ENTRIES[tables], rounds.at(place)));
     }
     document.rows.extend(bench.size()?);
@@ -181,6 +187,18 @@ impl Bench {
                 let frames = std::iter::repeat_n(frame, CALLS);
                 cost(program.as_fd(), frames, expected, self.ifindex).map(Cost::of)
             }
+            Route::Answered(request) => {
+                let request = request();
+                let [m0, m1, m2, m3, m4, m5, ..] = request[..] else { bail!("no Ethernet frame") };
+                // XOR-MAPPED-ADDRESS is what an answer has more.
+                let expected = Expected { action: action::TX, length: request.len() + 12 };
+                let (rewinder, ifindex) = (&mut self.rewinder, self.ifindex);
+                let [rawr, restored] = tables
+                    .while_listening([m0, m1, m2, m3, m4, m5], |tables| {
+                        rewinder.costs(&mut tables.kernel, &request, expected, ifindex)
+                    })?;
+                Ok(Cost { rawr, restored, bare: self.bare()? })
+            }
             Route::RoundTrip(legs) => {
                 tables.connect_two(*legs)?;
                 let frame = frame(0, *legs);
@@ -209,13 +227,16 @@ impl Bench {
         }
     }
 
-    /// What the kernel holds of the program.
-    fn size(&mut self) -> Result<[Row; 2]> {
-        let kernel = &mut self.tables[0].kernel;
+    /// What the kernel holds of the program: as it forwards, and with what answers Binding requests.
+    fn size(&mut self) -> Result<[Row; 4]> {
+        let mut forwarding = Kernel::load_with(GROUP, GROUP, false)?;
+        let answering = &mut self.tables[0].kernel;
         let row = |of, bytes: u32| Row::new(SIZE, &[("of", of)], "bytes", vec![bytes.into()]);
         Ok([
-            row("translated program", kernel.translated_size()?),
-            row("stack", kernel.stack_depth()?),
+            row("translated program", forwarding.translated_size()?),
+            row("stack", forwarding.stack_depth()?),
+            row("translated program, with answers", answering.translated_size()?),
+            row("stack, with answers", answering.stack_depth()?),
         ])
     }
 }

@@ -143,6 +143,31 @@ pub(super) const BARS: &[Bar] = &[
         45.0,
     ),
     program("Size of the translated program", "size", &[("of", "translated program")], 16_384.0),
+    program("Stack of the program", "size", &[("of", "stack")], 256.0),
+    program(
+        "Program cost of ChannelData to UDP, 60,000 entries",
+        "program",
+        &[("packets", "ChannelData to UDP"), ("entries", "60000")],
+        34.0,
+    ),
+    program(
+        "Program cost of UDP to ChannelData, 60,000 entries",
+        "program",
+        &[("packets", "UDP to ChannelData"), ("entries", "60000")],
+        34.0,
+    ),
+    program(
+        "Program cost of a STUN Binding request that it answers",
+        "answers",
+        &[("packets", "STUN Binding request, answered"), ("entries", "60000")],
+        120.0,
+    ),
+    program(
+        "The same with FINGERPRINT",
+        "answers",
+        &[("packets", "STUN Binding request with FINGERPRINT, answered"), ("entries", "60000")],
+        120.0,
+    ),
     Bar {
         what: "Sessions set up per second",
         document: "control",
