@@ -8,7 +8,9 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
-use bench_ebpf::{FRONT, PAYLOAD, PAYLOAD_OFFSETS, Plan, Progress, near, near_port};
+use bench_ebpf::{
+    FRONT, PAYLOAD, PAYLOAD_OFFSETS, Plan, Progress, TRANSACTION_OFFSET, near, near_port,
+};
 
 #[map]
 static PLANS: Array<Plan> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -100,9 +102,15 @@ unsafe fn write(frame: *mut u8, plan: &Plan, flow: u32) {
     let udp = fold(plan.udp_sum + addresses + covered + sum(flow) + sum64(stamp));
     set(IP_CHECKSUM, u16::from_be(ip));
     set(UDP_CHECKSUM, u16::from_be(if udp == 0 { 0xffff } else { udp }));
-    // SAFETY: the caller vouches for the frame; both offsets leave room for the payload's beginning.
+    // SAFETY: the caller vouches for the frame; all offsets leave room for what begins there.
     unsafe {
         frame.cast::<[u8; FRONT]>().write_unaligned(front);
+        if plan.payload as usize == TRANSACTION_OFFSET {
+            let transaction = frame.add(TRANSACTION_OFFSET);
+            transaction.cast::<u32>().write_unaligned(plan.mark);
+            transaction.add(4).cast::<u32>().write_unaligned(flow);
+            return;
+        }
         let offset = if plan.payload as usize == PAYLOAD_OFFSETS[0] {
             PAYLOAD_OFFSETS[0]
         } else {
@@ -132,4 +140,4 @@ fn fold(sum: u32) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-const _: () = assert!(PAYLOAD_OFFSETS[1] + PAYLOAD <= FRONT);
+const _: () = assert!(PAYLOAD_OFFSETS[1] + PAYLOAD <= FRONT && TRANSACTION_OFFSET + 8 <= FRONT);

@@ -32,6 +32,10 @@ const MAGIC: u32 = 0x7261_0000;
 /// Where payloads may begin: behind IPv4 and UDP, or a ChannelData header more.
 pub const PAYLOAD_OFFSETS: [usize; 2] = [42, 46];
 
+/// Where the transaction ID of a STUN message begins (RFC 8489 §5), which an answer repeats. It has room
+/// for the mark and the flow alone.
+pub const TRANSACTION_OFFSET: usize = 50;
+
 /// Flows that share one address of the relay.
 pub const PORTS_PER_ADDRESS: u32 = 62_500;
 const FIRST_PORT: u16 = 1024;

@@ -8,7 +8,7 @@ use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
 use bench_ebpf::{
     BUCKETS, FLOWS, PAYLOAD, PAYLOAD_OFFSETS, SAMPLE_EVERY, SAMPLE_ROOM, SAMPLES, SEEN_BLOCK,
-    Sample, bucket, is_mark,
+    Sample, TRANSACTION_OFFSET, bucket, is_mark,
 };
 
 #[map]
@@ -61,7 +61,13 @@ fn payload(context: &XdpContext) -> Option<[u32; PAYLOAD / 4]> {
             return Some(words);
         }
     }
-    None
+    let start = context.data() + TRANSACTION_OFFSET;
+    if start + 8 > context.data_end() {
+        return None;
+    }
+    // SAFETY: as above.
+    let [mark, flow] = unsafe { (start as *const [u32; 2]).read_unaligned() };
+    is_mark(mark).then_some([mark, flow, 0, 0])
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod affinity;
 mod control;
 mod document;
 mod machine;
@@ -13,6 +14,7 @@ mod object;
 mod program;
 mod report;
 mod rounds;
+mod turn;
 
 #[derive(Parser)]
 struct Arguments {

@@ -1,4 +1,5 @@
-//! What sessions cost: to set up, to hold, to look after, to lose, and to take over after a restart.
+//! What sessions cost: to set up, to hold, to look after, to lose, and to take over after a restart; and
+//! what TURN's requests and allocations do.
 //!
 //! Everything in memory is measured in a process of its own, so that no value depends on what the
 //! allocator has left of another. It is this program again, with the hidden subcommand [`Step`].
@@ -17,12 +18,14 @@ use crate::Run;
 use crate::document::{Document, Row};
 use crate::rounds::{self, undisturbed};
 
+mod allocations;
 mod daemon;
 mod memory;
 mod plane;
 mod reference;
 mod restart;
 mod sessions;
+mod turn;
 mod values;
 
 const METHOD: &[&str] = &[
@@ -40,7 +43,16 @@ const METHOD: &[&str] = &[
     "Connect to the first packet: the daemon in a namespace holds the sessions; 100 more are added in \
      each round, one after the other. From the first Connect of either leg until a datagram, sent \
      when its sender is told of the pair, has arrived at the other leg.",
+    "TURN requests in memory: one user's clients, each with an allocation, a permission and a channel, ask \
+     in no order; their requests are made beforehand. The least of three passes over 50,000 requests \
+     counts in a round.",
+    "TURN over UDP: clients get a challenge, allocate, create a permission, bind a channel and release, 32 \
+     at a time; all five requests count. Each relay is started anew in each round, on a core of its own, \
+     with one relay thread (coturn) and with XDP on its interface (rawr); the clients have the other core. \
+     Memory is the process's own, before and with 4,000 allocations.",
 ];
+/// Allocations in memory.
+const ALLOCATIONS: [u32; 2] = [100, 100_000];
 /// Sessions in memory.
 const SIZES: [u32; 3] = [100, 10_000, 100_000];
 
@@ -61,6 +73,12 @@ pub(crate) enum Step {
         #[arg(long)]
         instance: String,
     },
+    Turn {
+        #[arg(long)]
+        allocations: u32,
+        #[arg(long)]
+        instance: String,
+    },
 }
 
 impl Step {
@@ -70,6 +88,7 @@ impl Step {
                 sessions::measure(*with, *sessions, instance)?
             }
             Self::Restart { sessions, instance } => restart::measure(*sessions, instance)?,
+            Self::Turn { allocations, .. } => turn::measure(*allocations)?,
         };
         println!("{}", serde_json::to_string(&values)?);
         Ok(())
@@ -87,6 +106,7 @@ pub(crate) fn run(run: &Run) -> Result<()> {
         |daemons| {
             let mut values = in_memory(&namespace)?;
             values.extend(daemons.measure()?);
+            values.extend(allocations::measure()?);
             Ok(values)
         },
     )?;
@@ -116,6 +136,9 @@ fn in_memory(namespace: &Netns) -> Result<Vec<Value>> {
             )?);
         }
         values.extend(step(namespace, &instance, &["restart", "--sessions", &sessions])?);
+    }
+    for allocations in ALLOCATIONS.map(|allocations| allocations.to_string()) {
+        values.extend(step(namespace, &instance, &["turn", "--allocations", &allocations])?);
     }
     Ok(values)
 }
@@ -161,6 +184,18 @@ mod tests {
     fn sessions_in_memory_are_set_up_and_expire() {
         for (kind, tables) in [(Kind::Server, 5), (Kind::Table, 5), (Kind::Memory, 8)] {
             check(&sessions::measure(kind, SESSIONS, "").unwrap(), tables);
+        }
+    }
+
+    #[test]
+    fn turn_requests_in_memory_are_answered() {
+        check(&turn::measure(20).unwrap(), 8);
+    }
+
+    #[test]
+    fn allocations_are_made_and_released_by_both_relays() {
+        if need_root("allocations_are_made_and_released_by_both_relays") {
+            check(&allocations::measure().unwrap(), 4);
         }
     }
 

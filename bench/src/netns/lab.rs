@@ -83,6 +83,13 @@ impl Lab {
              ip route add 10.9.0.0/16 via 10.0.0.1
              ethtool -K {GENERATOR} tx off"
         ))?;
+        self.sink.sh(&format!(
+            "ip address add 10.0.1.2/24 dev {SINK}
+             ip route add local 10.19.0.0/16 dev lo
+             ip neigh add 10.0.1.1 lladdr 02:00:00:00:00:03 nud permanent dev {SINK}
+             ip route add 10.9.0.0/16 via 10.0.1.1
+             ethtool -K {SINK} tx off"
+        ))?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use crate::document::Row;
 use crate::rounds::undisturbed;
 
 pub(super) const TABLE: &str = "throughput";
+const TABLE_CORES: &str = "one core and two";
 const TABLE_IN_TURN: &str = "throughput, flows in turn";
 const LOSS: &str = "loss";
 
@@ -23,48 +24,64 @@ const RAISE: f64 = 1.3;
 /// What is varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Point {
+    pub(super) topology: Topology,
     pub(super) flows: u32,
     /// Length of the Ethernet frames.
     pub(super) bytes: usize,
-    pub(super) cores: usize,
+    /// Cores that are measured side by side.
+    pub(super) cores: &'static [usize],
     /// See [`Load::in_turn`].
     pub(super) in_turn: bool,
 }
 
 impl Point {
+    const fn one_core(topology: Topology, flows: u32, bytes: usize) -> Self {
+        Self { topology, flows, bytes, cores: &[1], in_turn: false }
+    }
+
     /// The table of its rows.
     pub(super) fn table(self) -> &'static str {
-        if self.in_turn { TABLE_IN_TURN } else { TABLE }
+        match (self.in_turn, self.cores.len()) {
+            (true, _) => TABLE_IN_TURN,
+            (false, 1) => TABLE,
+            (false, _) => TABLE_CORES,
+        }
     }
 }
 
-/// All combinations, but for a single flow on two cores: a flow is one core's. In turn, only what
-/// caches matter to.
+/// Numbers of flows that differ in how well caches hold them.
+const SIZES: [u32; 4] = [1, 1_000, 100_000, FLOWS];
+
+/// Everything on one core; in turn, only what caches matter to; one and two cores for short frames, and
+/// not for a single flow, which is one core's.
 pub(super) fn points() -> Vec<Point> {
     let mut points = Vec::new();
-    for cores in [1, 2] {
-        for flows in [1, 1_000, 100_000, FLOWS].into_iter().filter(|&flows| cores == 1 || flows > 1)
-        {
-            points.extend([64, 200, 1200].map(|bytes| Point {
-                flows,
-                bytes,
-                cores,
-                in_turn: false,
-            }));
+    for topology in Topology::ALL {
+        let (sizes, lengths): (&[u32], &[usize]) = match topology {
+            Topology::Redirect => (&SIZES, &[64, 200, 1200]),
+            Topology::Stick => (&SIZES, &[64, 1200]),
+            Topology::ToPeer | Topology::ToClient => (&SIZES, &[64, 200]),
+            Topology::Binding => (&[1_000], &[64]),
+        };
+        for &flows in sizes {
+            points.extend(lengths.iter().map(|&bytes| Point::one_core(topology, flows, bytes)));
         }
     }
-    points.extend([100_000, FLOWS].map(|flows| Point {
-        flows,
-        bytes: 64,
-        cores: 1,
-        in_turn: true,
-    }));
+    for topology in [Topology::Redirect, Topology::Stick] {
+        for &flows in &SIZES[1..] {
+            let point = Point::one_core(topology, flows, 64);
+            points.push(Point { cores: &[1, 2], ..point });
+            if flows > PROCESS_FLOWS {
+                points.push(Point { in_turn: true, ..point });
+            }
+        }
+    }
     points
 }
 
 /// Whether contenders that are processes take part.
 pub(super) fn takes_processes(point: &Point) -> bool {
-    point.cores == 1 && point.flows <= PROCESS_FLOWS
+    point.cores == [1] && point.flows <= PROCESS_FLOWS
 }
 
 /// A contender in its lab, and how it is known.
@@ -81,14 +98,13 @@ struct Case<'a> {
 pub(super) fn measure(
     traffic: &mut Traffic,
     entrants: &[Entrant],
-    topology: Topology,
     point: Point,
     rounds: usize,
 ) -> Result<(Vec<Row>, u32)> {
     let mut cases = Vec::new();
-    for (kind, contender) in entrants {
-        if kind.topology == topology && kind.takes(point) {
-            let case = prepare(traffic, kind, contender.as_ref(), point)
+    for (kind, contender) in entrants.iter().filter(|(kind, _)| kind.takes(point)) {
+        for &cores in point.cores {
+            let case = prepare(traffic, kind, contender.as_ref(), point, cores)
                 .with_context(|| format!("{} at {point:?}", kind.name))?;
             cases.push(case);
         }
@@ -107,23 +123,22 @@ pub(super) fn measure(
             Ok(values)
         },
     )?;
-    let mut rows =
-        vec![row(point.table(), limit.kind, point, "packets/s", measured.reference.clone())];
+    let mut rows = vec![row(point.table(), limit, point, "packets/s", measured.reference.clone())];
     for (place, case) in others.iter().enumerate() {
-        rows.push(row(point.table(), case.kind, point, "packets/s", measured.at(2 * place)));
-        if !point.in_turn {
-            rows.push(row(LOSS, case.kind, point, "part", measured.at(2 * place + 1)));
+        rows.push(row(point.table(), case, point, "packets/s", measured.at(2 * place)));
+        if point.table() == TABLE {
+            rows.push(row(LOSS, case, point, "part", measured.at(2 * place + 1)));
         }
     }
     Ok((rows, measured.discarded))
 }
 
-fn row(table: &str, kind: &Kind, point: Point, unit: &str, values: Vec<f64>) -> Row {
+fn row(table: &str, case: &Case<'_>, point: Point, unit: &str, values: Vec<f64>) -> Row {
     let [flows, bytes, cores] =
-        [point.flows.to_string(), point.bytes.to_string(), point.cores.to_string()];
+        [point.flows.to_string(), point.bytes.to_string(), case.load.cores.to_string()];
     let labels = [
-        ("topology", kind.topology.name()),
-        ("contender", kind.name),
+        ("topology", point.topology.name()),
+        ("contender", case.kind.name),
         ("flows", &flows),
         ("bytes", &bytes),
         ("cores", &cores),
@@ -133,7 +148,9 @@ fn row(table: &str, kind: &Kind, point: Point, unit: &str, values: Vec<f64>) -> 
 
 impl Kind {
     fn takes(&self, point: Point) -> bool {
-        point.flows <= self.flows && (!self.process || takes_processes(&point))
+        self.topology == point.topology
+            && point.flows <= self.flows
+            && (!self.process || takes_processes(&point))
     }
 }
 
@@ -143,12 +160,13 @@ fn prepare<'a>(
     kind: &'static Kind,
     contender: &'a dyn Contender,
     point: Point,
+    cores: usize,
 ) -> Result<Case<'a>> {
     let load = Load {
         shape: contender.shape(point.bytes),
         flows: point.flows,
         in_turn: point.in_turn,
-        cores: point.cores,
+        cores,
         rate: None,
         stamped: false,
         time: TIME,
@@ -209,6 +227,6 @@ mod tests {
         for (index, point) in points.iter().enumerate() {
             assert!(!points[..index].contains(point));
         }
-        assert_eq!(points.len(), 23);
+        assert_eq!(points.len(), 47);
     }
 }

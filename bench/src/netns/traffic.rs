@@ -12,15 +12,14 @@ use bench_ebpf::{
     BUCKETS, FLOWS, Plan, Progress, SAMPLE_ROOM, SAMPLES, SEEN_BLOCK, Sample, bucket_start, mark,
     names,
 };
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use rawr_tests::kernel::attach;
 use rawr_tests::netns::Netns;
 use rawr_tests::process::now;
 
 use super::lab::{GENERATOR, Lab, SINK, cpus, index_of};
 use super::mapped::Mapped;
-use super::wire::Shape;
+use super::wire::{Carrier, Shape};
+use crate::affinity::pin_to;
 use crate::object::object;
 
 /// Frames per system call.
@@ -181,11 +180,11 @@ impl Traffic {
         let cores = load.cores as u32;
         ensure!(load.cores <= cpus() && load.flows >= cores, "{load:?} on {} CPUs", cpus());
         let flows = load.flows / cores;
-        self.runs += 1;
-        let mark = mark(self.runs);
+        let mark = self.next_mark();
         for cpu in 0..cores {
             let mut plan = load.shape.plan(mark, cpu * flows, flows);
-            plan.stamped = load.stamped.into();
+            // A transaction ID has no room for the time.
+            plan.stamped = (load.stamped && load.shape.carrier != Carrier::Binding).into();
             if load.in_turn {
                 plan.step = 1 % flows;
             }
@@ -199,10 +198,44 @@ impl Traffic {
         for (cpu, Progress { next, .. }) in went.into_iter().enumerate() {
             self.progress.write(cpu, Progress { next: next % flows, ..Progress::default() });
         }
+        self.forget();
+        Ok(())
+    }
+
+    fn next_mark(&mut self) -> u32 {
+        self.runs += 1;
+        mark(self.runs)
+    }
+
+    fn forget(&mut self) {
         self.seen.fill([0; SEEN_BLOCK]);
         self.latencies.fill(0);
         self.samples.fill(Sample { len: 0, frame: [0; SAMPLE_ROOM] });
-        Ok(())
+    }
+
+    /// Has the sink count what somebody else than the generator sends. Returns what payloads begin with.
+    pub(super) fn begin(&mut self) -> u32 {
+        let mark = self.next_mark();
+        self.forget();
+        self.run.fill(mark.into());
+        mark
+    }
+
+    /// Tells how many packets have reached the sink so far.
+    pub(super) fn delivered(&self) -> impl Fn() -> u64 + Send {
+        let seen = &self.seen;
+        move || total(seen)
+    }
+
+    /// From now on the sink counts nothing more.
+    pub(super) fn end(&self) {
+        self.run.fill(0);
+    }
+
+    /// Some of the frames that arrived.
+    pub(super) fn samples(&self) -> Vec<Vec<u8>> {
+        let taken = self.samples.iter().filter(|sample| sample.len > 0);
+        taken.map(|sample| sample.frame[..sample.len as usize].to_vec()).collect()
     }
 
     fn settle(&self) {
@@ -222,7 +255,6 @@ impl Traffic {
         for (index, count) in self.latencies.iter().enumerate() {
             latencies[index % BUCKETS as usize] += count;
         }
-        let samples = self.samples.iter().filter(|sample| sample.len > 0);
         Outcome {
             seconds,
             offered: self.progress.iter().map(|progress| progress.sent).sum(),
@@ -230,7 +262,7 @@ impl Traffic {
             arrived: total(&self.seen),
             flows: self.seen.iter().flatten().filter(|&count| count > 0).count() as u32,
             latencies,
-            samples: samples.map(|sample| sample.frame[..sample.len as usize].to_vec()).collect(),
+            samples: self.samples(),
         }
     }
 }
@@ -262,13 +294,6 @@ fn generate_on(cpu: usize, generate: &Xdp, index: u32, load: &Load, start: Insta
         generate.test_run(options).context("the generator does not run")?;
     }
     Ok(())
-}
-
-/// Keeps the calling thread on one CPU.
-pub(super) fn pin_to(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
 fn loadable() -> Result<&'static [u8]> {

@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use bench_ebpf::{FRONT, PAYLOAD, PAYLOAD_OFFSETS, Plan, far, far_port, near, near_port};
+use bench_ebpf::{
+    FRONT, PAYLOAD, PAYLOAD_OFFSETS, Plan, TRANSACTION_OFFSET, far, far_port, near, near_port,
+};
 use rawr_tests::packet::Packet;
 
 use super::lab::{FAR_NET, MACS, NEAR_NET, RELAY_NET};
@@ -22,12 +24,28 @@ pub(super) struct Shape {
     pub(super) destination: Destination,
     /// Length of the Ethernet frame.
     pub(super) frame: usize,
-    /// In a ChannelData message (RFC 8656 §12.4) of the first channel.
-    pub(super) channel: bool,
+    pub(super) carrier: Carrier,
+}
+
+/// What the generator's own bytes travel in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    /// Nothing but UDP.
+    Plain,
+    /// A ChannelData message (RFC 8656 §12.4) of the first channel.
+    Channel,
+    /// A Binding request without attributes (RFC 8489 §2): they are its transaction ID, and what follows
+    /// it in the frame is padding.
+    Binding,
 }
 
 /// The first channel number.
 pub(super) const CHANNEL: u16 = 0x4000;
+
+/// The header of a Binding request: type, length and magic cookie; the transaction ID follows.
+const BINDING: [u8; 8] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+/// Length of a STUN header (RFC 8489 §5).
+const STUN_HEADER: usize = 20;
 
 fn address(net: [u8; 2], (low, port): (u16, u16)) -> SocketAddrV4 {
     let [third, fourth] = low.to_be_bytes();
@@ -57,7 +75,11 @@ pub(super) fn far_leg(flow: u32) -> SocketAddrV4 {
 impl Shape {
     /// Where the generator's own bytes begin.
     fn payload_offset(&self) -> usize {
-        PAYLOAD_OFFSETS[usize::from(self.channel)]
+        match self.carrier {
+            Carrier::Plain => PAYLOAD_OFFSETS[0],
+            Carrier::Channel => PAYLOAD_OFFSETS[1],
+            Carrier::Binding => TRANSACTION_OFFSET,
+        }
     }
 
     /// Addresses as they stand in the plan: zeros where a flow's own bytes go.
@@ -70,10 +92,18 @@ impl Shape {
         let mut packet = Packet::new(SocketAddr::V4(source), SocketAddr::V4(destination));
         (packet.src_mac, packet.dst_mac) = (MACS[0], MACS[1]);
         packet.payload = vec![0; self.frame - PAYLOAD_OFFSETS[0]];
-        if self.channel {
-            let len = (self.frame - self.payload_offset()) as u16;
-            packet.payload[..2].copy_from_slice(&CHANNEL.to_be_bytes());
-            packet.payload[2..4].copy_from_slice(&len.to_be_bytes());
+        match self.carrier {
+            Carrier::Plain => {}
+            Carrier::Channel => {
+                let len = (self.frame - self.payload_offset()) as u16;
+                packet.payload[..2].copy_from_slice(&CHANNEL.to_be_bytes());
+                packet.payload[2..4].copy_from_slice(&len.to_be_bytes());
+            }
+            Carrier::Binding => {
+                packet.payload.truncate(STUN_HEADER);
+                packet.payload[..BINDING.len()].copy_from_slice(&BINDING);
+                packet.padding = self.frame - PAYLOAD_OFFSETS[0] - STUN_HEADER;
+            }
         }
         packet
     }
@@ -98,7 +128,7 @@ impl Shape {
         let frame = self.bytes();
         let mut front = [0; FRONT];
         front.copy_from_slice(&frame[..FRONT]);
-        let udp_len = (frame.len() - 34) as u16;
+        let udp_len = u16::from_be_bytes([frame[38], frame[39]]);
         let pseudo = words(&frame[26..34]) + u32::from(udp_len.to_be()) + u32::from(17u16.to_be());
         Plan {
             front,

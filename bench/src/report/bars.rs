@@ -31,6 +31,9 @@ const RAWR: Label = ("contender", "rawr");
 const ONE_CORE: Label = ("cores", "1");
 const REDIRECT: Label = ("topology", "redirect");
 const STICK: Label = ("topology", "stick");
+const TO_PEER: Label = ("topology", "ChannelData to UDP");
+const TO_CLIENT: Label = ("topology", "UDP to ChannelData");
+const BINDING: Label = ("topology", "Binding requests");
 const BARE_REDIRECT: Label = ("contender", "bare XDP redirect");
 const BARE_TX: Label = ("contender", "bare XDP_TX");
 const COTURN: Label = ("contender", "coturn");
@@ -108,8 +111,11 @@ pub(super) const BARS: &[Bar] = &[
         &[BARE_TX],
         AtLeast(0.60),
     ),
-    throughput("rawr on 2 cores over 1", &[RAWR, ("cores", "2")], &[ONE_CORE], AtLeast(1.9)),
-    throughput("rawr over coturn, 1 core", &[RAWR, ONE_CORE], &[COTURN], AtLeast(6.0)),
+    Bar {
+        table: "one core and two",
+        ..throughput("rawr on 2 cores over 1", &[RAWR, ("cores", "2")], &[ONE_CORE], AtLeast(1.9))
+    },
+    throughput("rawr over coturn, 1 core", &[RAWR, REDIRECT], &[COTURN], AtLeast(6.0)),
     throughput(
         "rawr in generic mode over coturn, 1 core",
         &[("contender", "rawr generic"), ONE_CORE],
@@ -130,6 +136,72 @@ pub(super) const BARS: &[Bar] = &[
         over: &[("contender", "coturn")],
         limit: AtMost(1.0 / 3.0),
     },
+    throughput(
+        "ChannelData to UDP, 1 channel: rawr over a bare XDP redirect",
+        &[RAWR, TO_PEER, ("flows", "1")],
+        &[BARE_REDIRECT],
+        AtLeast(0.94),
+    ),
+    throughput(
+        "ChannelData to UDP, 1,000 channels",
+        &[RAWR, TO_PEER, ("flows", "1000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.92),
+    ),
+    throughput(
+        "ChannelData to UDP, 100,000 channels",
+        &[RAWR, TO_PEER, ("flows", "100000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.65),
+    ),
+    throughput(
+        "ChannelData to UDP, 1,000,000 channels",
+        &[RAWR, TO_PEER, ("flows", "1000000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.60),
+    ),
+    throughput(
+        "UDP to ChannelData, 1 channel: rawr over a bare XDP redirect",
+        &[RAWR, TO_CLIENT, ("flows", "1")],
+        &[BARE_REDIRECT],
+        AtLeast(0.94),
+    ),
+    throughput(
+        "UDP to ChannelData, 1,000 channels",
+        &[RAWR, TO_CLIENT, ("flows", "1000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.92),
+    ),
+    throughput(
+        "UDP to ChannelData, 100,000 channels",
+        &[RAWR, TO_CLIENT, ("flows", "100000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.65),
+    ),
+    throughput(
+        "UDP to ChannelData, 1,000,000 channels",
+        &[RAWR, TO_CLIENT, ("flows", "1000000")],
+        &[BARE_REDIRECT],
+        AtLeast(0.60),
+    ),
+    throughput("ChannelData to UDP, rawr over coturn", &[RAWR, TO_PEER], &[COTURN], AtLeast(6.0)),
+    throughput("UDP to ChannelData, rawr over coturn", &[RAWR, TO_CLIENT], &[COTURN], AtLeast(6.0)),
+    Bar {
+        what: "Channels: 99th percentile of latency at half of coturn's capacity, rawr over coturn",
+        document: "netns",
+        table: "latency of channels",
+        labels: &[RAWR, ("quantile", "p99")],
+        over: &[COTURN],
+        limit: AtMost(1.0 / 3.0),
+    },
+    throughput(
+        "Binding requests answered, rawr over coturn",
+        &[RAWR, BINDING],
+        &[COTURN],
+        AtLeast(10.0),
+    ),
+    streams("Delivered over TCP, rawr over coturn, 1 core", &[RAWR, ("over", "TCP")]),
+    streams("Delivered over TLS, rawr over coturn, 1 core", &[RAWR, ("over", "TLS")]),
     program(
         "Program cost of an IPv4 pair, 60,000 entries",
         "program",
@@ -200,10 +272,47 @@ pub(super) const BARS: &[Bar] = &[
     ),
     growth("Comparing flows per flow, 100,000 sessions over 100", "comparing all flows, per flow"),
     growth("Restart per flow, 100,000 sessions over 100", "restart, per flow"),
+    Bar {
+        what: "Authenticated TURN requests per second, in memory",
+        document: "control",
+        table: "authenticated TURN requests per second",
+        labels: &[],
+        over: &[],
+        limit: AtLeast(200_000.0),
+    },
+    Bar {
+        what: "Cost of an authenticated TURN request, with 100,000 allocations over with 100",
+        document: "control",
+        table: "cost of an authenticated TURN request",
+        labels: &[("allocations", "100000")],
+        over: &[("allocations", "100")],
+        limit: AtMost(1.5),
+    },
+    Bar {
+        what: "Allocate, permission, channel, release over UDP: requests per second, rawr over coturn",
+        document: "control",
+        table: "TURN requests over UDP per second",
+        labels: &[RAWR],
+        over: &[COTURN],
+        limit: AtLeast(3.0),
+    },
+    Bar {
+        what: "Resident memory per idle allocation, rawr over coturn",
+        document: "control",
+        table: "resident memory per idle allocation",
+        labels: &[RAWR],
+        over: &[COTURN],
+        limit: AtMost(0.5),
+    },
 ];
 
 const fn throughput(what: &'static str, labels: Labels, over: Labels, limit: Limit) -> Bar {
     Bar { what, document: "netns", table: "throughput", labels, over, limit }
+}
+
+const fn streams(what: &'static str, labels: Labels) -> Bar {
+    let (document, table, over) = ("netns", "streams", &[COTURN]);
+    Bar { what, document, table, labels, over, limit: AtLeast(1.0) }
 }
 
 /// As [`throughput`], with packets whose flows are neighbours.

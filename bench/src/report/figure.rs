@@ -13,6 +13,7 @@ impl<'a> Scale<'a> {
         let (divisor, unit) = match unit {
             "packets/s" if most >= 1e6 => (1e6, "million packets/s"),
             "packets/s" if most >= 1e4 => (1e3, "thousand packets/s"),
+            "bytes/s" if most >= 1e6 => (1e6, "MB/s"),
             "part" => (0.01, "%"),
             "us" => (1.0, "µs"),
             unit => (1.0, unit),

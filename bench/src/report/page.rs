@@ -25,7 +25,7 @@ parentheses; ratios are computed round by round, from values that were measured 
 ```console
 $ cargo xtask bench program      # what the XDP program costs per packet, without a driver
 $ cargo xtask bench netns        # packets per second and latency, on virtual Ethernets
-$ cargo xtask bench control      # sessions: time, memory, expiry, restart
+$ cargo xtask bench control      # sessions and allocations: time, memory, expiry, restart
 $ cargo xtask bench all          # all three, writes docs/benchmarks/*.json and this page
 $ cargo xtask bench report       # this page alone, from the results that are there
 ```
@@ -59,7 +59,7 @@ fn heading(benchmark: &str) -> &str {
     match benchmark {
         "netns" => "Packets per second and latency",
         "program" => "Cost of the program",
-        _ => "Sessions",
+        _ => "Sessions and allocations",
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn plots(document: &Document) -> Result<Vec<Plot>> {
         let rows = select(document, "throughput", &[("topology", topology), ("cores", "1")]);
         plots.extend(lines(&rows, &Over::flows(topology))?);
         plots.extend(lines(&rows, &Over::bytes(topology))?);
-        let rows = select(document, "throughput", &[("topology", topology)]);
+        let rows = select(document, "one core and two", &[("topology", topology)]);
         plots.extend(cores(&rows, topology)?);
     }
     for quantile in ["p50", "p99", "p99.9"] {

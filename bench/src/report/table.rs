@@ -11,6 +11,7 @@ const COLUMNS: &[(&str, &str)] = &[
     ("flows", "flow"),
     ("entries", "entry"),
     ("sessions", "session"),
+    ("allocations", "allocation"),
     ("quantile", ""),
     ("bytes", "byte"),
     ("cores", "core"),

@@ -9,7 +9,7 @@ use rawr_tests::kernel::attach;
 use super::{Contender, Passage};
 use crate::netns::lab::{FAR, Lab, NEAR, index_of};
 use crate::netns::traffic::{Limit, Traffic};
-use crate::netns::wire::{Destination, Shape, near_leg, near_peer};
+use crate::netns::wire::{Carrier, Destination, Shape, near_leg, near_peer};
 
 struct Bare {
     lab: Lab,
@@ -19,13 +19,13 @@ struct Bare {
 }
 
 /// Everything leaves by the other interface.
-pub(super) fn redirect(traffic: &mut Traffic, _: u32) -> Result<Box<dyn Contender>> {
-    bare(traffic, "bare-redirect", names::BARE_REDIRECT)
+pub(super) fn redirect(traffic: &mut Traffic, label: &str, _: u32) -> Result<Box<dyn Contender>> {
+    bare(traffic, label, names::BARE_REDIRECT)
 }
 
 /// Everything leaves by the interface that it came in by.
-pub(super) fn transmit(traffic: &mut Traffic, _: u32) -> Result<Box<dyn Contender>> {
-    bare(traffic, "bare-tx", names::BARE_TRANSMIT)
+pub(super) fn transmit(traffic: &mut Traffic, label: &str, _: u32) -> Result<Box<dyn Contender>> {
+    bare(traffic, label, names::BARE_TRANSMIT)
 }
 
 fn bare(traffic: &mut Traffic, label: &str, program: &str) -> Result<Box<dyn Contender>> {
@@ -43,7 +43,7 @@ impl Contender for Bare {
     }
 
     fn shape(&self, frame: usize) -> Shape {
-        Shape { destination: Destination::OwnPort, frame, channel: false }
+        Shape { destination: Destination::OwnPort, frame, carrier: Carrier::Plain }
     }
 
     fn passage(&self, flow: u32) -> Passage {

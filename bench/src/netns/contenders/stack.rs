@@ -10,7 +10,7 @@ use bench_ebpf::FLOWS;
 use super::{Contender, Passage};
 use crate::netns::lab::Lab;
 use crate::netns::traffic::Traffic;
-use crate::netns::wire::{Destination, Shape, near_leg, near_peer};
+use crate::netns::wire::{Carrier, Destination, Shape, near_leg, near_peer};
 
 /// The far peer of all flows: a stack that routes or translates sends to one place.
 const FAR_PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 19, 0, 1), 30_000);
@@ -21,8 +21,8 @@ struct Forwarding {
 }
 
 /// IP forwarding: a look at the routes, nothing rewritten but the TTL.
-pub(super) fn forwarding(traffic: &mut Traffic, _: u32) -> Result<Box<dyn Contender>> {
-    let lab = Lab::new("forward")?;
+pub(super) fn forwarding(traffic: &mut Traffic, label: &str, _: u32) -> Result<Box<dyn Contender>> {
+    let lab = Lab::new(label)?;
     let listening = traffic.listen(&lab)?;
     lab.poll_without_program()?;
     lab.relay.set("net/ipv4/ip_forward", "1")?;
@@ -35,7 +35,7 @@ impl Contender for Forwarding {
     }
 
     fn shape(&self, frame: usize) -> Shape {
-        Shape { destination: Destination::One(FAR_PEER), frame, channel: false }
+        Shape { destination: Destination::One(FAR_PEER), frame, carrier: Carrier::Plain }
     }
 
     fn passage(&self, flow: u32) -> Passage {
@@ -49,8 +49,8 @@ struct Nat {
 }
 
 /// Source and destination NAT with connection tracking, as a router would relay by itself.
-pub(super) fn nat(traffic: &mut Traffic, _: u32) -> Result<Box<dyn Contender>> {
-    let lab = Lab::new("nat")?;
+pub(super) fn nat(traffic: &mut Traffic, label: &str, _: u32) -> Result<Box<dyn Contender>> {
+    let lab = Lab::new(label)?;
     let listening = traffic.listen(&lab)?;
     lab.poll_without_program()?;
     lab.relay.set("net/ipv4/ip_forward", "1")?;
@@ -76,7 +76,7 @@ impl Contender for Nat {
     }
 
     fn shape(&self, frame: usize) -> Shape {
-        Shape { destination: Destination::OwnPort, frame, channel: false }
+        Shape { destination: Destination::OwnPort, frame, carrier: Carrier::Plain }
     }
 
     fn passage(&self, flow: u32) -> Passage {

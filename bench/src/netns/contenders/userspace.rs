@@ -8,9 +8,10 @@ use rawr_userspace::dataplane::Leg;
 use rawr_userspace::dataplane::slow_path::{On, Options, SlowPath, raise_open_files};
 
 use super::{Contender, Passage};
+use crate::affinity::pin_to;
 use crate::netns::lab::{Lab, PROCESS_CPU};
-use crate::netns::traffic::{Traffic, pin_to};
-use crate::netns::wire::{Destination, Shape, far_leg, far_peer, near_leg, near_peer};
+use crate::netns::traffic::Traffic;
+use crate::netns::wire::{Carrier, Destination, Shape, far_leg, far_peer, near_leg, near_peer};
 
 struct Userspace {
     lab: Lab,
@@ -19,8 +20,12 @@ struct Userspace {
 }
 
 /// One worker thread on a CPU of its own.
-pub(super) fn userspace(traffic: &mut Traffic, flows: u32) -> Result<Box<dyn Contender>> {
-    let lab = Lab::new("userspace")?;
+pub(super) fn userspace(
+    traffic: &mut Traffic,
+    label: &str,
+    flows: u32,
+) -> Result<Box<dyn Contender>> {
+    let lab = Lab::new(label)?;
     let listening = traffic.listen(&lab)?;
     lab.poll_without_program()?;
     raise_open_files(u64::from(2 * flows))?;
@@ -53,7 +58,7 @@ impl Contender for Userspace {
     }
 
     fn shape(&self, frame: usize) -> Shape {
-        Shape { destination: Destination::OwnPort, frame, channel: false }
+        Shape { destination: Destination::OwnPort, frame, carrier: Carrier::Plain }
     }
 
     fn passage(&self, flow: u32) -> Passage {
