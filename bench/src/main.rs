@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use self::rounds::Wanted;
+
 mod affinity;
 mod control;
 mod document;
@@ -45,6 +47,15 @@ struct Run {
     /// Rounds over all rows.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// Lets disturbed rounds count: to see whether everything works, not for figures.
+    #[arg(long)]
+    rehearse: bool,
+}
+
+impl Run {
+    fn wanted(&self) -> Wanted {
+        Wanted { rounds: self.rounds, is_rehearsal: self.rehearse }
+    }
 }
 
 fn main() -> Result<()> {

@@ -61,7 +61,7 @@ impl Relay {
     }
 
     fn measure(self) -> Result<Vec<Value>> {
-        let mut scene = Scene::new(&format!("allocations-{}", self.name()))?;
+        let mut scene = Scene::new(&format!("turn-{}", self.name()))?;
         scene.lab.hosts(&["server", "client"])?;
         scene.lab.wire(&INTERNET, ("server", "wan", SERVER), ("client", "eth0", CLIENT))?;
         // Both stay until the end of the function.

@@ -100,7 +100,7 @@ pub(crate) fn run(run: &Run) -> Result<()> {
     let namespace = Netns::new("control")?;
     let mut daemons = Daemons::start()?;
     let measured = undisturbed(
-        run.rounds,
+        run.wanted(),
         &mut daemons,
         |_| Ok(reference::time().as_secs_f64()),
         |daemons| {

@@ -9,7 +9,7 @@ use super::contenders::Topology;
 use super::throughput::{self, Entrant};
 use super::traffic::{Load, Traffic};
 use crate::document::Row;
-use crate::rounds::undisturbed;
+use crate::rounds::{Wanted, undisturbed};
 
 const TABLE: &str = "latency";
 const TABLE_CHANNELS: &str = "latency of channels";
@@ -27,7 +27,7 @@ pub(super) fn measure(
     traffic: &mut Traffic,
     entrants: &[Entrant],
     capacities: &[Row],
-    rounds: usize,
+    wanted: Wanted,
 ) -> Result<(Vec<Row>, u32)> {
     let capacity = |topology: Topology, name: &str| {
         let row = capacities.iter().find(|row| {
@@ -43,14 +43,14 @@ pub(super) fn measure(
     let redirect = Topology::Redirect;
     for (load, part) in LOADS {
         let rate = |name: &str| Ok(part * capacity(redirect, name)?);
-        let (measured, repeated) = at(traffic, entrants, (redirect, load), &rate, rounds)?;
+        let (measured, repeated) = at(traffic, entrants, (redirect, load), &rate, wanted)?;
         rows.extend(measured);
         discarded += repeated;
     }
     for topology in [redirect, Topology::ToPeer, Topology::ToClient] {
         let half = 0.5 * capacity(topology, "coturn")?;
         let load = (topology, "half of coturn's");
-        let (measured, repeated) = at(traffic, entrants, load, &|_| Ok(half), rounds)?;
+        let (measured, repeated) = at(traffic, entrants, load, &|_| Ok(half), wanted)?;
         rows.extend(measured);
         discarded += repeated;
     }
@@ -63,7 +63,7 @@ fn at(
     entrants: &[Entrant],
     (topology, load): (Topology, &str),
     rate: &dyn Fn(&str) -> Result<f64>,
-    rounds: usize,
+    wanted: Wanted,
 ) -> Result<(Vec<Row>, u32)> {
     let entrants: Vec<_> = entrants.iter().filter(|(kind, _)| kind.topology == topology).collect();
     let quantiles = |traffic: &mut Traffic, (kind, contender): &Entrant| -> Result<[f64; 3]> {
@@ -82,7 +82,7 @@ fn at(
     };
     let limit = entrants[0];
     let measured = undisturbed(
-        rounds,
+        wanted,
         traffic,
         |traffic| Ok(quantiles(traffic, limit)?[0]),
         |traffic| {

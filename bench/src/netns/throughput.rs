@@ -9,7 +9,7 @@ use super::check::check;
 use super::contenders::{Contender, Kind, PROCESS_FLOWS, Topology};
 use super::traffic::{Load, Outcome, Traffic};
 use crate::document::Row;
-use crate::rounds::undisturbed;
+use crate::rounds::{Wanted, undisturbed};
 
 pub(super) const TABLE: &str = "throughput";
 const TABLE_CORES: &str = "one core and two";
@@ -99,7 +99,7 @@ pub(super) fn measure(
     traffic: &mut Traffic,
     entrants: &[Entrant],
     point: Point,
-    rounds: usize,
+    wanted: Wanted,
 ) -> Result<(Vec<Row>, u32)> {
     let mut cases = Vec::new();
     for (kind, contender) in entrants.iter().filter(|(kind, _)| kind.takes(point)) {
@@ -111,7 +111,7 @@ pub(super) fn measure(
     }
     let [limit, others @ ..] = cases.as_slice() else { return Ok((Vec::new(), 0)) };
     let measured = undisturbed(
-        rounds,
+        wanted,
         traffic,
         |traffic| Ok(run(traffic, limit)?.rate()),
         |traffic| {

@@ -52,7 +52,8 @@ pub(crate) fn run(run: &Run) -> Result<()> {
     let mut bench = Bench::load()?;
     // So that no page is touched for the first time later.
     bench.round()?;
-    let rounds = undisturbed(run.rounds, &mut bench, |bench| bench.bare(), |bench| bench.round())?;
+    let rounds =
+        undisturbed(run.wanted(), &mut bench, |bench| bench.bare(), |bench| bench.round())?;
     let mut document = Document::new("program", "cargo xtask bench program".to_owned(), METHOD);
     document.discarded = rounds.discarded;
     document.rows.push(row(SAME_FLOW, "bare XDP_TX", 0, rounds.reference.clone()));
