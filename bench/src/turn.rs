@@ -47,7 +47,8 @@ impl Client {
     /// Takes the nonce from the answer to [`Self::first`].
     pub(crate) fn challenged(&mut self, answer: &[u8]) -> Result<()> {
         let message = Message::from_bytes(answer).context("the answer is no STUN message")?;
-        let nonce = message.attribute::<Nonce>().context("the answer has no nonce")?;
+        let nonce = message.attribute::<Nonce>();
+        let nonce = nonce.with_context(|| format!("the answer has no nonce: {message}"))?;
         self.nonce = nonce.nonce().to_owned();
         Ok(())
     }

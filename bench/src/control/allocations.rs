@@ -23,6 +23,8 @@ const CLIENT_CPU: usize = 0;
 const SERVER_CPU: usize = 1;
 /// Allocations that are held while the server's memory is looked at.
 const HELD: usize = 4_000;
+/// The first client's port; the others' follow.
+const FIRST_PORT: u16 = 20_000;
 /// Clients that come and go, so many at once.
 const CLIENTS: usize = 3_200;
 const AT_ONCE: usize = 32;
@@ -77,8 +79,8 @@ impl Relay {
             pin_to(CLIENT_CPU)?;
             let idle = Memory::of(pid)?;
             let mut held = Vec::new();
-            for _ in 0..HELD / AT_ONCE {
-                let mut batch = Batch::new()?;
+            for first in (0..HELD).step_by(AT_ONCE) {
+                let mut batch = Batch::new(first)?;
                 batch.allocate()?;
                 held.push(batch);
             }
@@ -101,8 +103,8 @@ impl Relay {
 /// challenge: five requests.
 fn lifecycles() -> Result<f64> {
     let mut spent = Duration::ZERO;
-    for _ in 0..CLIENTS / AT_ONCE {
-        let mut batch = Batch::new()?;
+    for first in (HELD..HELD + CLIENTS).step_by(AT_ONCE) {
+        let mut batch = Batch::new(first)?;
         let begin = now();
         batch.allocate()?;
         batch.ask(|client| client.permit(peer()))?;
@@ -124,14 +126,17 @@ struct Batch {
 }
 
 impl Batch {
-    fn new() -> Result<Self> {
-        let client = |_| -> Result<_> {
-            let socket = UdpSocket::bind(INTERNET.socket(Family::Ipv4, CLIENT, 0))?;
+    /// The clients from the `first` on. Each has a port that none had before: coturn goes on knowing a
+    /// 5-tuple for a while.
+    fn new(first: usize) -> Result<Self> {
+        let client = |number| -> Result<_> {
+            let port = FIRST_PORT + number as u16;
+            let socket = UdpSocket::bind(INTERNET.socket(Family::Ipv4, CLIENT, port))?;
             socket.connect(INTERNET.socket(Family::Ipv4, SERVER, PORT))?;
             socket.set_read_timeout(Some(ANSWER_LIMIT))?;
             Ok((Client::new(), socket))
         };
-        let clients = (0..AT_ONCE).map(client).collect::<Result<_>>()?;
+        let clients = (first..first + AT_ONCE).map(client).collect::<Result<_>>()?;
         Ok(Self { clients, buffer: vec![0; 1500] })
     }
 
