@@ -14,8 +14,8 @@ use crate::rounds::{Wanted, undisturbed};
 const TABLE: &str = "latency";
 const TABLE_CHANNELS: &str = "latency of channels";
 /// What a user would meet: many sessions, packets of voice or a game's.
-const FLOWS: u32 = 1_000;
-const BYTES: usize = 200;
+pub(super) const FLOWS: u32 = 1_000;
+pub(super) const BYTES: usize = 200;
 const TIME: Duration = Duration::from_millis(500);
 
 const LOADS: [(&str, f64); 3] = [("10 %", 0.1), ("50 %", 0.5), ("90 %", 0.9)];

@@ -7,6 +7,7 @@ use bench_ebpf::FLOWS;
 
 use super::check::check;
 use super::contenders::{Contender, Kind, PROCESS_FLOWS, Topology};
+use super::latency;
 use super::traffic::{Load, Outcome, Traffic};
 use crate::document::Row;
 use crate::rounds::{Wanted, undisturbed};
@@ -60,12 +61,16 @@ pub(super) fn points() -> Vec<Point> {
         let (sizes, lengths): (&[u32], &[usize]) = match topology {
             Topology::Redirect => (&SIZES, &[64, 200, 1200]),
             Topology::Stick => (&SIZES, &[64, 1200]),
-            Topology::ToPeer | Topology::ToClient => (&SIZES, &[64, 200]),
+            Topology::ToPeer | Topology::ToClient => (&SIZES, &[64]),
             Topology::Binding => (&[1_000], &[64]),
         };
         for &flows in sizes {
             points.extend(lengths.iter().map(|&bytes| Point::one_core(topology, flows, bytes)));
         }
+    }
+    // What latency is measured at.
+    for topology in [Topology::ToPeer, Topology::ToClient] {
+        points.push(Point::one_core(topology, latency::FLOWS, latency::BYTES));
     }
     for topology in [Topology::Redirect, Topology::Stick] {
         for &flows in &SIZES[1..] {
@@ -227,6 +232,6 @@ mod tests {
         for (index, point) in points.iter().enumerate() {
             assert!(!points[..index].contains(point));
         }
-        assert_eq!(points.len(), 47);
+        assert_eq!(points.len(), 41);
     }
 }
