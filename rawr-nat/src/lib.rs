@@ -17,6 +17,7 @@ mod exchange;
 mod health;
 #[cfg(feature = "tokio")]
 mod host;
+mod identity;
 mod path;
 mod peer;
 mod request;
@@ -30,6 +31,9 @@ pub use driver::{Incoming, PeerSocket, PeerSocketConfig, Traffic, bind_udp};
 pub use exchange::{Exchange, ExchangeConfig, ExchangeOutput, PeerCard};
 #[cfg(feature = "tokio")]
 pub use host::{Host, LinuxHost, default_gateway};
+pub use identity::{Identity, ParseKeyError, PublicKey, WeakKey};
+#[cfg(feature = "tokio")]
+pub use identity::IdentityFileError;
 pub use peer::{
     Interface, PathInfo, PathKind, Peer, PeerConfig, PeerEvent, PeerOutput, ServerConfig,
 };
