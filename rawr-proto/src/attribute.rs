@@ -58,6 +58,20 @@ pub const LEG_STATE: u16 = 0x4e0d;
 pub const CANDIDATES: u16 = 0x4e0e;
 /// PEER-CANDIDATES: as CANDIDATES.
 pub const PEER_CANDIDATES: u16 = 0x4e0f;
+/// NAME: UTF-8 in normal form, at most 64 bytes.
+pub const NAME: u16 = 0x4e10;
+/// PUBLIC-KEY: 32 bytes, of X25519.
+pub const PUBLIC_KEY: u16 = 0x4e11;
+/// SERVER-KEY: as PUBLIC-KEY.
+pub const SERVER_KEY: u16 = 0x4e12;
+/// INTRODUCTION: 16 bytes.
+pub const INTRODUCTION: u16 = 0x4e13;
+/// SEALED: at most 960 bytes.
+pub const SEALED: u16 = 0x4e14;
+/// HOLDER-ADDRESS: as XOR-MAPPED-ADDRESS, with port 0.
+pub const HOLDER_ADDRESS: u16 = 0x4e15;
+/// PEER-ADDRESS: as XOR-MAPPED-ADDRESS.
+pub const PEER_ADDRESS: u16 = 0x4e16;
 
 /// Whether a receiver that does not know the attribute must refuse the message (RFC 8489 §14).
 pub const fn comprehension_required(number: u16) -> bool {

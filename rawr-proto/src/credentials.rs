@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::base64;
+use crate::bridge::BridgeKey;
 use crate::hex;
 use crate::message::TransactionId;
 use crate::session::{SessionKey, WireKey, hmac_sha256, hmac_with};
@@ -91,6 +92,16 @@ impl IntegrityKey {
 
     /// For messages with USERNAME, and their answers.
     pub fn credentialed(user: &LongTermKey, key: &SessionKey) -> Self {
+        Self(hmac_with(hex::encode(&hmac_sha256(&user.0, &[key.as_bytes()])).as_bytes()))
+    }
+
+    /// For messages of Bridge without USERNAME.
+    pub fn bridge(key: &BridgeKey) -> Self {
+        Self(hmac_with(hex::encode(key.as_bytes()).as_bytes()))
+    }
+
+    /// For messages of Bridge with USERNAME, and their answers.
+    pub fn bridge_credentialed(user: &LongTermKey, key: &BridgeKey) -> Self {
         Self(hmac_with(hex::encode(&hmac_sha256(&user.0, &[key.as_bytes()])).as_bytes()))
     }
 

@@ -2,7 +2,8 @@
 
 use stun_types::message::{Message, MessageHeader};
 
-use crate::message::{Class, Method};
+use crate::message::Class;
+use crate::method::Method;
 use crate::stream::MAX_STUN;
 
 /// What a datagram is, as far as its first byte tells (RFC 7983 §7, RFC 8656 §12).

@@ -11,19 +11,27 @@ pub enum ErrorCode {
     Unauthenticated,
     /// 403: understood, and not allowed to this client.
     Forbidden,
+    /// 404: nobody holds this name.
+    UnknownName,
+    /// 409: somebody else holds this name.
+    NameTaken,
     /// 420: UNKNOWN-ATTRIBUTES lists what was not understood.
     UnknownAttribute,
+    /// 429: this client asks too often. Ask again after a second or more.
+    TooManyRequests,
     /// 437: the server holds no such leg. Connect anew.
     UnknownSession,
     /// 438: the nonce has expired. A fresh one comes with it.
     StaleNonce,
+    /// 480: the holder of this name has not been heard of lately.
+    HolderUnreachable,
     /// 482: HOP-LIST holds this server already.
     LoopDetected,
     /// 483: HOP-LIMIT is used up.
     TooManyHops,
-    /// 486: this client has as many sessions as it may have.
+    /// 486: this client has as many sessions, or names, as it may have.
     QuotaReached,
-    /// 487: the session has a leg of this role already.
+    /// 487: the session has a leg of this role already; or a newer run of this client holds the name.
     RoleTaken,
     /// 500: the server failed; trying again may help.
     ServerError,
@@ -34,13 +42,17 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    const KNOWN: [Self; 12] = [
+    const KNOWN: [Self; 16] = [
         Self::BadRequest,
         Self::Unauthenticated,
         Self::Forbidden,
+        Self::UnknownName,
+        Self::NameTaken,
         Self::UnknownAttribute,
+        Self::TooManyRequests,
         Self::UnknownSession,
         Self::StaleNonce,
+        Self::HolderUnreachable,
         Self::LoopDetected,
         Self::TooManyHops,
         Self::QuotaReached,
@@ -61,9 +73,13 @@ impl ErrorCode {
             Self::BadRequest => 400,
             Self::Unauthenticated => 401,
             Self::Forbidden => 403,
+            Self::UnknownName => 404,
+            Self::NameTaken => 409,
             Self::UnknownAttribute => 420,
+            Self::TooManyRequests => 429,
             Self::UnknownSession => 437,
             Self::StaleNonce => 438,
+            Self::HolderUnreachable => 480,
             Self::LoopDetected => 482,
             Self::TooManyHops => 483,
             Self::QuotaReached => 486,
@@ -80,9 +96,13 @@ impl ErrorCode {
             Self::BadRequest => "Bad Request",
             Self::Unauthenticated => "Unauthenticated",
             Self::Forbidden => "Forbidden",
+            Self::UnknownName => "Unknown Name",
+            Self::NameTaken => "Name Taken",
             Self::UnknownAttribute => "Unknown Attribute",
+            Self::TooManyRequests => "Too Many Requests",
             Self::UnknownSession => "Unknown Session",
             Self::StaleNonce => "Stale Nonce",
+            Self::HolderUnreachable => "Holder Unreachable",
             Self::LoopDetected => "Loop Detected",
             Self::TooManyHops => "Too Many Hops",
             Self::QuotaReached => "Quota Reached",

@@ -19,6 +19,7 @@
 
 pub mod attribute;
 mod base64;
+mod bridge;
 mod channel;
 mod credentials;
 mod demux;
@@ -26,6 +27,8 @@ mod error_code;
 mod hex;
 mod long_term;
 mod message;
+mod method;
+mod name;
 mod nonce;
 mod session;
 mod stream;
@@ -35,6 +38,9 @@ mod stun_error;
 mod token;
 mod uri;
 
+pub use bridge::{
+    BridgeAttributes, BridgeKey, IntroductionId, MAX_SEALED, MIN_FIRST_BRIDGE_REQUEST,
+};
 pub use channel::{ChannelData, ChannelNumber};
 pub use credentials::{
     Credentials, ExpiryError, IntegrityKey, LongTermKey, ephemeral_password,
@@ -46,8 +52,10 @@ pub use long_term::{
     IntegrityAttribute, LongTermIntegrity, PasswordAlgorithm, PasswordKey, userhash,
 };
 pub use message::{
-    Attributes, Class, DecodeError, Decoded, Head, LegState, Message, Method, TransactionId, decode,
+    Attributes, Class, DecodeError, Decoded, Head, LegState, Message, TransactionId, decode,
 };
+pub use method::Method;
+pub use name::{BridgeName, NameError};
 pub use nonce::{NONCE_LIFETIME, NonceError, NonceKey, SecurityFeatures};
 pub use session::{
     CandidateKey, Mac, MacKey, MacToken, ParseHexError, Role, ServerId, SessionId, SessionKey,

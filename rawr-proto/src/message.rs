@@ -12,8 +12,10 @@ use stun_types::message::{
 use subtle::ConstantTimeEq;
 
 use crate::attribute as number;
+use crate::bridge::BridgeAttributes;
 use crate::credentials::IntegrityKey;
 use crate::error_code::ErrorCode;
+use crate::method::Method;
 use crate::session::{Mac, MacToken, Role, ServerId, SessionId, WireKey};
 
 /// What FINGERPRINT's CRC is combined with (RFC 8489 §14.7).
@@ -141,54 +143,6 @@ impl From<Class> for MessageClass {
     }
 }
 
-/// What a message is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Method {
-    /// STUN's own: what address do I come from, and are you there?
-    Binding,
-    /// Peer to root: here are my MAC address and candidates, give me the other peer's.
-    Exchange,
-    /// Client to server: make a leg of this session.
-    Connect,
-    /// Client to server: keep the leg.
-    Refresh,
-    /// Client to server: drop the leg.
-    Release,
-    /// On the data path: learn the leg's address, keep it open, prove that the other end answers.
-    Probe,
-    /// Server to client, on the data path: the leg's state changed.
-    Status,
-}
-
-impl Method {
-    /// The number in the message type.
-    pub const fn number(self) -> u16 {
-        match self {
-            Self::Binding => 0x001,
-            Self::Exchange => 0x0e0,
-            Self::Connect => 0x0e1,
-            Self::Refresh => 0x0e2,
-            Self::Release => 0x0e3,
-            Self::Probe => 0x0e4,
-            Self::Status => 0x0e5,
-        }
-    }
-
-    /// The method with this number, if RAWR uses it.
-    pub const fn from_number(number: u16) -> Option<Self> {
-        Some(match number {
-            0x001 => Self::Binding,
-            0x0e0 => Self::Exchange,
-            0x0e1 => Self::Connect,
-            0x0e2 => Self::Refresh,
-            0x0e3 => Self::Release,
-            0x0e4 => Self::Probe,
-            0x0e5 => Self::Status,
-            _ => return None,
-        })
-    }
-}
-
 /// Ties an answer to its request: 96 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TransactionId(pub [u8; 12]);
@@ -262,6 +216,8 @@ pub struct Attributes {
     pub candidates: Option<Vec<u8>>,
     /// PEER-CANDIDATES, sealed; at most 256 bytes.
     pub peer_candidates: Option<Vec<u8>>,
+    /// What only Bridge's messages say.
+    pub bridge: BridgeAttributes,
     /// LIFETIME, in seconds.
     pub lifetime: Option<u32>,
     /// ERROR-CODE.
@@ -375,7 +331,7 @@ pub enum DecodeError {
 }
 
 /// Builds a message's bytes.
-struct Writer {
+pub(crate) struct Writer {
     out: MessageWriteVec,
     transaction: stun::TransactionId,
 }
@@ -417,6 +373,7 @@ impl Writer {
         self.put_small(number::LEG_STATE, a.leg_state.map(leg_state_number));
         self.put_some(number::CANDIDATES, a.candidates.as_ref());
         self.put_some(number::PEER_CANDIDATES, a.peer_candidates.as_ref());
+        a.bridge.write(self);
         self.put_some(number::LIFETIME, a.lifetime.map(u32::to_be_bytes));
         if let Some(error) = a.error {
             let (class, rest) = ((error.code() / 100) as u8, (error.code() % 100) as u8);
@@ -458,7 +415,7 @@ impl Writer {
         }
     }
 
-    fn put_address(&mut self, number: u16, address: Option<SocketAddr>) {
+    pub(crate) fn put_address(&mut self, number: u16, address: Option<SocketAddr>) {
         if let Some(address) = address {
             let xored = XorSocketAddr::new(address, self.transaction);
             let mut value = [0; 20];
@@ -467,7 +424,7 @@ impl Writer {
         }
     }
 
-    fn put_some(&mut self, number: u16, value: Option<impl AsRef<[u8]>>) {
+    pub(crate) fn put_some(&mut self, number: u16, value: Option<impl AsRef<[u8]>>) {
         if let Some(value) = value {
             self.put(number, value.as_ref());
         }
@@ -567,6 +524,10 @@ impl<'a> Reader<'a> {
             number::MESSAGE_INTEGRITY => Some(()),
             number::MESSAGE_INTEGRITY_SHA256 => None,
             _ => {
+                let address = || address(raw, transaction);
+                if let Some(read) = a.bridge.read(number, value, address) {
+                    return read;
+                }
                 if number::comprehension_required(number) && !self.unknown.contains(&number) {
                     self.unknown.push(number);
                 }
@@ -577,7 +538,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Fills an empty slot, and leaves a full one as it is: of duplicates the first counts.
-fn first<T>(slot: &mut Option<T>, parse: impl FnOnce() -> Option<T>) -> Option<()> {
+pub(crate) fn first<T>(slot: &mut Option<T>, parse: impl FnOnce() -> Option<T>) -> Option<()> {
     if slot.is_none() {
         *slot = Some(parse()?);
     }
@@ -604,7 +565,7 @@ fn text(value: &[u8], max: usize) -> Option<String> {
     (value.len() <= max).then(|| text.to_owned())
 }
 
-fn array<const N: usize>(value: &[u8]) -> Option<[u8; N]> {
+pub(crate) fn array<const N: usize>(value: &[u8]) -> Option<[u8; N]> {
     value.try_into().ok()
 }
 

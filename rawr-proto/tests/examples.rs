@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 
 use rawr_proto::{
-    Class, IntegrityKey, LegState, LongTermKey, Mac, MacToken, Message, Method, SessionSecret,
-    WireKey, decode,
+    BridgeKey, Class, ErrorCode, IntegrityKey, LegState, LongTermKey, Mac, MacToken, Message,
+    Method, SessionSecret, WireKey, decode,
 };
+use x25519_dalek::{PublicKey, StaticSecret};
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 
@@ -47,7 +48,11 @@ fn example(name: &str) -> Message {
 }
 
 fn keys() -> HashMap<&'static str, Vec<u8>> {
-    let (_, content) = blocks("keys").next().unwrap();
+    table("keys")
+}
+
+fn table(kind: &'static str) -> HashMap<&'static str, Vec<u8>> {
+    let (_, content) = blocks(kind).next().unwrap();
     let lines = content.lines().filter_map(|line| line.split_once(" = "));
     lines.map(|(name, value)| (name, from_hex(value))).collect()
 }
@@ -58,6 +63,22 @@ fn secret() -> SessionSecret {
 
 fn user() -> LongTermKey {
     LongTermKey::new("cam", "example.org", "hunter2")
+}
+
+/// What keys the messages of `who`, computed from the secrets.
+fn bridge_key(who: &str) -> IntegrityKey {
+    let keys = table("bridge-keys");
+    let secret = |who: &str| -> [u8; 32] {
+        keys[format!("{who} secret").as_str()].clone().try_into().unwrap()
+    };
+    let public = |who| PublicKey::from(&StaticSecret::from(secret(who)));
+    for known in [who, "server"] {
+        assert_eq!(public(known).as_bytes(), &*keys[format!("{known} public").as_str()]);
+    }
+    let agreed = StaticSecret::from(secret(who)).diffie_hellman(&public("server"));
+    assert_eq!(agreed.as_bytes(), &*keys[format!("{who} and server").as_str()]);
+    let (caller, server) = (public(who), public("server"));
+    IntegrityKey::bridge(&BridgeKey::new(agreed.as_bytes(), caller.as_bytes(), server.as_bytes()))
 }
 
 #[test]
@@ -76,12 +97,15 @@ fn every_example_is_read_and_written_byte_for_byte() {
     let session = IntegrityKey::session(&secret().key());
     let user = IntegrityKey::credentialed(&user(), &secret().key());
     let examples = examples();
-    assert_eq!(examples.len(), 17);
+    let (holder, introducer) = (bridge_key("holder"), bridge_key("introducer"));
+    assert_eq!(examples.len(), 29);
     for Example { name, key, bytes } in &examples {
         let decoded = decode(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         let key = match *key {
             "session" => Some(&session),
             "user" => Some(&user),
+            "holder" => Some(&holder),
+            "introducer" => Some(&introducer),
             "none" => None,
             other => panic!("{name}: key {other}"),
         };
@@ -95,10 +119,12 @@ fn every_example_is_read_and_written_byte_for_byte() {
 #[test]
 fn challenges_are_not_longer_than_what_caused_them() {
     let length = |name| examples().iter().find(|it| it.name == name).unwrap().bytes.len();
-    for (first, challenge) in
-        [("connect-first", "connect-challenge"), ("probe-first", "probe-challenge")]
-    {
-        assert!(length(first) >= 160);
+    for (first, challenge) in [
+        ("connect-first", "connect-challenge"),
+        ("probe-first", "probe-challenge"),
+        ("register-first", "register-challenge"),
+    ] {
+        assert!(length(first) >= if first == "register-first" { 256 } else { 160 });
         assert!(length(challenge) <= length(first));
         assert_eq!(example(first).transaction, example(challenge).transaction);
     }
@@ -145,4 +171,35 @@ fn candidates_open() {
         let peer = example(name).attributes.peer_candidates.unwrap();
         assert_eq!(key.open(&peer).as_ref(), Some(&expected));
     }
+}
+
+#[test]
+fn names_lead_from_one_identity_to_the_other() {
+    let keys = table("bridge-keys");
+    let said = |name| example(name).attributes.bridge;
+    let public = |who: &str| Some(keys[who].clone().try_into().unwrap());
+    assert_eq!(said("register-challenge").server_key, public("server public"));
+    assert_eq!(said("register").public_key, public("holder public"));
+    assert_eq!(said("lookup").public_key, public("introducer public"));
+    let found = said("lookup-success");
+    assert_eq!(found.public_key, public("holder public"));
+    assert_eq!(found.holder_address, Some("192.0.2.10".parse().unwrap()));
+    let taken = example("register-taken").attributes.error;
+    assert_eq!(taken, Some(ErrorCode::NameTaken));
+
+    let (asked, told) = (said("introduce"), said("introduce-indication"));
+    assert_eq!((&asked.introduction, &asked.sealed), (&told.introduction, &told.sealed));
+    assert_eq!((asked.name, told.name), (said("register").name, said("lookup").name));
+    assert_eq!(told.peer_address, example("introduce-success").attributes.mapped);
+    let (answered, told) = (said("introduce-answer"), said("introduce-answer-indication"));
+    assert_eq!(answered.sealed, told.sealed);
+    assert_eq!(answered.introduction, asked.introduction);
+    assert_eq!(told.peer_address, example("register-success").attributes.mapped);
+}
+
+#[test]
+fn a_server_sends_to_nobody_more_than_it_got_for_it() {
+    let length = |name| examples().iter().find(|it| it.name == name).unwrap().bytes.len();
+    assert!(length("introduce-indication") <= length("introduce"));
+    assert!(length("introduce-answer-indication") <= length("introduce-answer"));
 }

@@ -6,9 +6,9 @@ use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 use rawr_proto::{
-    Attributes, Class, DecodeError, ErrorCode, Head, IntegrityKey, LegState, LongTermKey, Mac,
-    MacToken, Message, Method, Role, ServerId, SessionId, SessionSecret, TransactionId, WireKey,
-    attribute, decode, peek,
+    Attributes, BridgeAttributes, Class, DecodeError, ErrorCode, Head, IntegrityKey,
+    IntroductionId, LegState, LongTermKey, Mac, MacToken, Message, Method, Role, ServerId,
+    SessionId, SessionSecret, TransactionId, WireKey, attribute, decode, peek,
 };
 
 fn key() -> IntegrityKey {
@@ -134,6 +134,15 @@ fn malformed_attributes_are_named() {
         (attribute::DATA_ADDRESS, &[0, 1]),
         (attribute::CANDIDATES, &[0; 257]),
         (attribute::LEG_STATE, &[4, 0, 0, 0]),
+        (attribute::NAME, &[]),
+        (attribute::NAME, b"Upper"),
+        (attribute::NAME, &[b'x'; 65]),
+        (attribute::PUBLIC_KEY, &[0; 31]),
+        (attribute::SERVER_KEY, &[0; 33]),
+        (attribute::INTRODUCTION, &[0; 15]),
+        (attribute::SEALED, &[0; 961]),
+        (attribute::HOLDER_ADDRESS, &[0, 1, 0, 0, 0, 0, 0, 0]),
+        (attribute::PEER_ADDRESS, &[0, 1, 0]),
         (attribute::ERROR_CODE, &[0, 0, 2, 99]),
         (attribute::USERNAME, &[0xff]),
         (attribute::MESSAGE_INTEGRITY_SHA256, &[0; 16]),
@@ -270,8 +279,27 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn bridge()(
+        name in of("[a-z0-9äöü-]{1,32}"),
+        public_key in of(any::<[u8; 32]>()),
+        server_key in of(any::<[u8; 32]>()),
+        introduction in of(any::<[u8; 16]>()),
+        sealed in of(vec(any::<u8>(), 0..=960)),
+        holder_address in of(any::<IpAddr>()),
+        peer_address in of(address()),
+    ) -> BridgeAttributes {
+        let name = name.map(|name| name.parse().expect("a name"));
+        let introduction = introduction.map(IntroductionId);
+        BridgeAttributes {
+            name, public_key, server_key, introduction, sealed, holder_address, peer_address,
+        }
+    }
+}
+
+prop_compose! {
     fn attributes()(
         base in session(),
+        bridge in bridge(),
         hop_limit in any::<Option<u8>>(),
         data_address in of(address()),
         leg_state in of(leg_state()),
@@ -284,8 +312,8 @@ prop_compose! {
     ) -> Attributes {
         let error = error.and_then(ErrorCode::from_code);
         Attributes {
-            hop_limit, data_address, leg_state, candidates, peer_candidates, lifetime, error,
-            unknown, mapped, ..base
+            hop_limit, data_address, leg_state, candidates, peer_candidates, bridge, lifetime,
+            error, unknown, mapped, ..base
         }
     }
 }
@@ -295,10 +323,7 @@ prop_compose! {
         class in prop_oneof![
             Just(Class::Request), Just(Class::Indication), Just(Class::Success), Just(Class::Error)
         ],
-        method in prop_oneof![
-            Just(Method::Binding), Just(Method::Exchange), Just(Method::Connect),
-            Just(Method::Refresh), Just(Method::Release), Just(Method::Probe), Just(Method::Status)
-        ],
+        method in prop::sample::select(Method::ALL.to_vec()),
         transaction in any::<[u8; 12]>(),
         attributes in attributes(),
     ) -> Message {
