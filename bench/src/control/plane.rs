@@ -187,7 +187,9 @@ impl load::DataPlane for Plane {
             | Command::Connect { .. }
             | Command::Splice { .. }
             | Command::Close(_)
-            | Command::ProbeNeighbours => {}
+            | Command::ProbeNeighbours
+            | Command::Remember(_)
+            | Command::Forget(_) => {}
         }
     }
 

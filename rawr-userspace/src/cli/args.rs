@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use crate::config::{
-    Config, ConfigError, Credentials, DEFAULT_PATH, Datapath, Draft, Gateway, InstanceName,
-    PortRange, Rate, Secret, ServerAddress, TableLength, admin_socket_in, interface_name,
-    listen_address, state_dir_of, subnet,
+    Config, ConfigError, Credentials, DEFAULT_PATH, Datapath, Draft, DraftBridge, Gateway,
+    InstanceName, PortRange, Rate, Secret, ServerAddress, TableLength, admin_socket_in,
+    interface_name, listen_address, state_dir_of, subnet,
 };
 use crate::control::Kind;
 
@@ -75,6 +75,12 @@ pub struct ServeArgs {
     /// Whether targets are looked for by MAC address among the neighbours
     #[arg(long, action = ArgAction::Set, value_name = "BOOL")]
     mac_lookup: Option<bool>,
+    /// Whether rendezvous by name is offered [default: a root does]
+    #[arg(long, action = ArgAction::Set, value_name = "BOOL")]
+    bridge: Option<bool>,
+    /// File of the names that survive a restart [default: names are kept in memory]
+    #[arg(long, value_name = "FILE")]
+    registry: Option<PathBuf>,
     /// Where state survives a restart [default: /run/rawr/INSTANCE]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -115,6 +121,11 @@ impl ServeArgs {
             userspace_threads: self.userspace_threads,
             session_rate: self.session_rate,
             mac_lookup: self.mac_lookup,
+            bridge: DraftBridge {
+                enabled: self.bridge,
+                registry: self.registry,
+                ..DraftBridge::default()
+            },
             state_dir: self.state_dir,
             admin_socket: self.admin_socket,
             log: self.log,

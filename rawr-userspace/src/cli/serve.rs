@@ -23,6 +23,7 @@ use crate::io::driver::{About, Driver, Ended, Inbox, Kernel, Parts};
 use crate::io::listeners::BindingAnswers;
 use crate::io::neighbours::SweepConfig;
 use crate::io::netlink::{self, NextHopResolver};
+use crate::io::registry::NameRegistry;
 use crate::io::state_file::StateFile;
 use crate::io::streams::Streams;
 use crate::topology::LinkKind;
@@ -59,7 +60,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         log::info!("clients may connect to {address} over TCP");
     }
     let (kernel, fallback) = open_kernel(&config)?;
-    let server = start_server(&config, &state).await?;
+    let mut server = start_server(&config, &state).await?;
+    let names = open_names(&config, &mut server)?;
     let about = About {
         instance: config.instance.as_str().to_owned(),
         interfaces: Vec::new(),
@@ -73,6 +75,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         network,
         sockets,
         state,
+        names,
         table_length: config.table_length.get(),
     };
     // Restored sessions have their flows back before the program of a predecessor is replaced.
@@ -249,9 +252,19 @@ fn userspace(interfaces: &[String], fallback: Option<&str>) -> Vec<InterfaceInfo
     interfaces.iter().map(info).collect()
 }
 
+/// The names that are remembered, where they are to be.
+fn open_names(config: &Config, server: &mut Server) -> anyhow::Result<Option<NameRegistry>> {
+    let path = config.bridge.registry.as_deref().filter(|_| config.bridge.enabled);
+    let Some(path) = path else { return Ok(None) };
+    let (names, records) = NameRegistry::open(path)?;
+    server.restore_names(now(), records);
+    log::info!("took over {} names from {}", server.name_count(), path.display());
+    Ok(Some(names))
+}
+
 /// The control plane, with the sessions that a predecessor left.
 async fn start_server(config: &Config, state: &StateFile) -> anyhow::Result<Server> {
-    let now = Now { monotonic: clock::monotonic(), unix: clock::unix() };
+    let now = now();
     let seed = random()?;
     let settings = server_config(config).await?;
     let snapshot = state.load().unwrap_or_else(|error| {
@@ -288,6 +301,10 @@ async fn resolve(server: &ServerAddress, config: &Config) -> anyhow::Result<Sock
         .with_context(|| format!("cannot resolve the gateway {server}"))?
         .find(|address| serves(address.ip()))
         .with_context(|| format!("the gateway {server} has no address of a family we listen on"))
+}
+
+fn now() -> Now {
+    Now { monotonic: clock::monotonic(), unix: clock::unix() }
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {

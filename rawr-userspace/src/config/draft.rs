@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use toml::de::DeValue;
 
+use super::draft_bridge::{DraftBridge, read_bridge};
 use super::draft_turn::{DraftTurn, read_turn};
 use super::reader::{Mistake, Mistakes, Place, Problem, Source, Table};
 use super::value::{
@@ -49,6 +50,7 @@ pub struct Draft {
     pub limits: DraftLimits,
     /// The file alone says it.
     pub turn: DraftTurn,
+    pub bridge: DraftBridge,
     pub state_dir: Option<PathBuf>,
     pub admin_socket: Option<PathBuf>,
     pub log: Option<LevelFilter>,
@@ -105,6 +107,7 @@ impl Draft {
             session_rate: flags.session_rate.or(self.session_rate),
             limits: self.limits.overridden_by(flags.limits),
             turn: self.turn,
+            bridge: self.bridge.overridden_by(flags.bridge),
             state_dir: flags.state_dir.or(self.state_dir),
             admin_socket: flags.admin_socket.or(self.admin_socket),
             log: flags.log.or(self.log),
@@ -149,6 +152,7 @@ impl Draft {
             session_rate: self.session_rate,
             limits: self.limits.finish(),
             turn: self.turn.finish(),
+            bridge: self.bridge.finish(kind),
             admin_socket: self.admin_socket.unwrap_or_else(|| admin_socket_in(&state_dir)),
             state_dir,
             log: self.log.unwrap_or(default.log),
@@ -184,6 +188,9 @@ impl Draft {
         let apart = !self.turn.ports().any(|port| ports.0.contains(&port));
         claim("data_ports", apart, "contain a port of the table turn: keep the two apart");
         self.turn.claims(&mut claim);
+        let users = self.users.as_ref().is_some_and(|users| !users.is_empty());
+        let secrets = self.secrets.as_ref().is_some_and(|secrets| !secrets.is_empty());
+        self.bridge.claims(users || secrets, &mut claim);
         found
     }
 }
@@ -263,6 +270,7 @@ fn read_top(top: Table<'_>) -> Draft {
         session_rate: top.read("session_rate", parsed),
         limits: top.table("limits").map(read_limits).unwrap_or_default(),
         turn: top.table("turn").map(read_turn).unwrap_or_default(),
+        bridge: top.table("bridge").map(read_bridge).unwrap_or_default(),
         state_dir: top.read("state_dir", absolute_path),
         admin_socket: top.read("admin_socket", absolute_path),
         log: top.read("log", log_level),
@@ -434,7 +442,7 @@ fn log_level(value: &DeValue<'_>) -> Result<LevelFilter, ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Peers, Turn};
+    use crate::config::{Bridge, Peers, Turn};
 
     const EXAMPLE: &str = include_str!("../../../docs/rawr.example.toml");
 
@@ -464,6 +472,7 @@ mod tests {
         assert!(!shown.gateways.is_empty() && !shown.users.is_empty() && !shown.secrets.is_empty());
         assert!(shown.session_rate.is_some());
         assert!(!shown.turn.relays.is_empty() && shown.turn.certificate.is_some());
+        assert!(shown.bridge.registry.is_some());
         // What is empty by default is shown by an example instead.
         let shown = Config {
             gateways: Vec::new(),
@@ -484,6 +493,7 @@ mod tests {
                 peers: Peers::default(),
                 ..shown.turn
             },
+            bridge: Bridge { registry: None, ..shown.bridge },
             ..shown
         };
         assert_eq!(shown, default);

@@ -3,8 +3,10 @@
 //! A [`Draft`] holds what was said, a [`Config`] what follows from it. `docs/rawr.example.toml`
 //! explains every key.
 
+mod bridge;
 pub mod coturn;
 mod draft;
+mod draft_bridge;
 mod draft_turn;
 mod reader;
 mod turn;
@@ -19,8 +21,10 @@ use ipnet::IpNet;
 use log::LevelFilter;
 use rawr_proto::ServerId;
 
+pub use self::bridge::Bridge;
 pub use self::draft::{Draft, DraftLimits};
 pub(crate) use self::draft::{interface_name, listen_address, subnet};
+pub use self::draft_bridge::DraftBridge;
 pub use self::draft_turn::DraftTurn;
 pub use self::reader::{Mistake, Mistakes, Place, Problem};
 pub use self::turn::{Discovery, Peers, Relay, StreamLimits, Turn, TurnLimits};
@@ -30,7 +34,7 @@ pub use self::value::{
 };
 
 use crate::control::{Behaviour, Parent, ServerConfig};
-pub use crate::control::{Kind, Limits};
+pub use crate::control::{BridgeLimits, Kind, Limits, Owner};
 use crate::dataplane::slow_path;
 use crate::doctor;
 use crate::io::streams;
@@ -83,6 +87,7 @@ pub struct Config {
     pub session_rate: Option<Rate>,
     pub limits: Limits,
     pub turn: Turn,
+    pub bridge: Bridge,
     pub state_dir: PathBuf,
     pub admin_socket: PathBuf,
     pub log: LevelFilter,
@@ -154,6 +159,7 @@ impl Config {
             alternates: self.turn.alternate_servers.clone(),
             behaviours: self.turn.behaviours(),
             turn: self.turn.server(),
+            bridge: self.bridge.server(),
             #[cfg(feature = "oauth")]
             tokens: None,
         }
@@ -261,6 +267,7 @@ impl Default for Config {
             session_rate: None,
             limits: Limits::default(),
             turn: Turn::default(),
+            bridge: Bridge::default(),
             admin_socket: admin_socket_in(&state_dir),
             state_dir,
             log: LevelFilter::Info,

@@ -31,7 +31,7 @@ impl Server {
         let a = request.attributes();
         let bad_request = || ErrorResponse::new(ErrorCode::BadRequest, Count::BadRequest);
         let wire_key = a.session_key.ok_or_else(bad_request)?;
-        let (key, mac_key, integrity) = match self.user(request)? {
+        let (key, mac_key, integrity) = match self.user(request, |user| self.fits(request, user))? {
             Some(user) => {
                 let nonce = a.nonce.as_deref().unwrap_or_default();
                 let transaction = request.decoded.message.transaction;
@@ -40,7 +40,7 @@ impl Server {
                 let integrity = IntegrityKey::credentialed(&user, &key);
                 (key, a.mac_key.map(unmask), integrity)
             }
-            None if self.trusts(request.from.ip()) => {
+            None if self.trusts(request.from().ip()) => {
                 let key = wire_key.session_key();
                 let integrity = IntegrityKey::session(&key);
                 (key, a.mac_key.map(rawr_proto::WireKey::mac_key), integrity)
@@ -68,7 +68,7 @@ impl Server {
         let unknown = || ErrorResponse::new(ErrorCode::UnknownSession, Count::UnknownSession);
         let index = self.store.find(id).ok_or_else(unknown)?;
         let session = self.store.get(index).ok_or_else(unknown)?;
-        let integrity = match self.user(request)? {
+        let integrity = match self.user(request, |user| self.fits(request, user))? {
             Some(user) => IntegrityKey::credentialed(&user, &session.key),
             None => session.integrity(),
         };
@@ -78,8 +78,13 @@ impl Server {
         Ok((index, role, epoch, integrity))
     }
 
-    /// The key of the user that the request names; `None` if it names none.
-    fn user(&self, request: &Request<'_>) -> Result<Option<LongTermKey>, ErrorResponse> {
+    /// The key of the user that the request names; `None` if it names none. Of an ephemeral user it is one
+    /// that `fits`.
+    pub(super) fn user(
+        &self,
+        request: &Request<'_>,
+        fits: impl Fn(&LongTermKey) -> bool,
+    ) -> Result<Option<LongTermKey>, ErrorResponse> {
         let a = request.attributes();
         let Some(username) = a.username.as_deref() else { return Ok(None) };
         if a.realm.as_deref().is_some_and(|realm| realm != self.config.realm) {
@@ -93,7 +98,7 @@ impl Server {
         let keys = self.config.secrets.iter().map(|secret| {
             LongTermKey::new(username, &self.config.realm, &ephemeral_password(secret, username))
         });
-        let mut keys = keys.filter(|key| self.fits(request, key));
+        let mut keys = keys.filter(|key| fits(key));
         keys.next().map(Some).ok_or_else(wrong_integrity)
     }
 
@@ -114,7 +119,7 @@ impl Server {
         request.decoded.verify(&IntegrityKey::credentialed(user, &key))
     }
 
-    fn untrusted(&self) -> ErrorResponse {
+    pub(super) fn untrusted(&self) -> ErrorResponse {
         if self.config.has_users() {
             ErrorResponse::challenge(ErrorCode::Unauthenticated, Count::Untrusted)
         } else {

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::bridge::NameRecord;
 use super::client::ConnectionId;
+use rawr_proto::BridgeName;
+
 use crate::dataplane::{FlowKey, Leg, RateLimits};
 
 /// What the shell does for the server, in the order given.
@@ -35,6 +38,10 @@ pub enum Command {
     /// Ask the own subnets, by ARP and neighbour discovery, for hosts that have been silent. What is
     /// found is reported to [`super::Server::neighbour`].
     ProbeNeighbours,
+    /// Remember a name, in place of what was remembered of it, where names are to survive a restart.
+    Remember(Box<NameRecord>),
+    /// Remember this name no more.
+    Forget(BridgeName),
 }
 
 /// The socket that a datagram leaves by.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rawr_proto::{Credentials, ServerId};
 
+use super::bridge::BridgeConfig;
 use super::policy::PeerRules;
 use super::stun::Behaviour;
 use super::turn::TurnConfig;
@@ -75,6 +76,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Allocations.
     pub turn: TurnConfig,
+    /// Names. Off unless it is said to be on.
+    pub bridge: BridgeConfig,
 }
 
 impl ServerConfig {
@@ -105,6 +108,7 @@ impl ServerConfig {
             rate: None,
             limits: Limits::default(),
             turn: TurnConfig::default(),
+            bridge: BridgeConfig::default(),
         }
     }
 

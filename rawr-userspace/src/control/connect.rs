@@ -81,7 +81,7 @@ impl Server {
         let Some(hops_left) = limit.checked_sub(1).filter(|_| a.hops.len() <= MAX_HOPS) else {
             return Err(ErrorResponse::new(ErrorCode::TooManyHops, Count::TooManyHops));
         };
-        if a.root.is_some_and(|root| !may_be_root(root, request.from)) {
+        if a.root.is_some_and(|root| !may_be_root(root, request.from())) {
             return Err(ErrorResponse::new(ErrorCode::Forbidden, Count::Forbidden));
         }
         Ok(Ask {
@@ -90,7 +90,7 @@ impl Server {
             root: a.root,
             hops: a.hops.clone(),
             hops_left,
-            arrived_at: request.local,
+            arrived_at: request.local(),
         })
     }
 
@@ -121,7 +121,7 @@ impl Server {
             leg.answer = Some(pending(request, &caller.integrity));
             return Ok(Answer::Later);
         };
-        let attributes = connected(session, caller.subject.role, local, request.from);
+        let attributes = connected(session, caller.subject.role, local, request.from());
         self.counters.add(Count::Connect);
         if news {
             self.seekers.remove(&index);
@@ -142,13 +142,13 @@ impl Server {
         if found.is_none() && self.store.len() >= self.config.limits.sessions {
             return Err(quota());
         }
-        let prefix = Prefix::of(request.from.ip());
+        let prefix = Prefix::of(request.from().ip());
         self.quotas.open_leg(prefix).map_err(|_| quota())?;
         let index = found.unwrap_or_else(|| self.store.insert(Session::new(caller.key.clone())));
-        let port = Port::Opening(self.open_port(index, On::Address(request.local.ip())));
+        let port = Port::Opening(self.open_port(index, On::Address(request.local().ip())));
         let leg = PeerLeg {
             epoch: caller.subject.epoch,
-            source: request.from,
+            source: request.from(),
             prefix,
             port,
             remote: None,
@@ -277,14 +277,14 @@ fn connected(session: &Session, role: Role, local: SocketAddr, from: SocketAddr)
 fn pending(request: &Request<'_>, key: &IntegrityKey) -> Box<PendingAnswer> {
     Box::new(PendingAnswer {
         transaction: request.decoded.message.transaction,
-        from: request.from,
-        local: request.local,
+        from: request.from(),
+        local: request.local(),
         key: key.clone(),
     })
 }
 
 fn is_same(request: &Request<'_>, caller: &Caller, leg: &PeerLeg) -> bool {
-    leg.epoch == caller.subject.epoch && leg.source == request.from
+    leg.epoch == caller.subject.epoch && leg.source == request.from()
 }
 
 /// Whether a Connect takes the place of a leg of its role: the peer attached anew, or a server on

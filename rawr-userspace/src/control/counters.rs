@@ -59,6 +59,14 @@ counts! {
     RelayedToClient = "relayed_to_client",
     /// ICMP errors that clients were told of.
     Icmp = "icmp",
+    /// Register requests granted.
+    Register = "register",
+    /// Lookup requests granted.
+    Lookup = "lookup",
+    /// Introductions passed on to a name's holder, repetitions left out.
+    Introduce = "introduce",
+    /// Introductions that the holder has answered.
+    Introduced = "introduced",
     /// Requests answered with a nonce to come back with.
     Challenged = "challenged",
     /// Allocations refused because this server sends its clients elsewhere.
@@ -93,6 +101,10 @@ counts! {
     ExpiredTarget = "expired_target",
     /// Exchanges that expired.
     ExpiredExchange = "expired_exchange",
+    /// Names whose lifetime ended.
+    ExpiredName = "expired_name",
+    /// Introductions that are a minute old.
+    ExpiredIntroduction = "expired_introduction",
     /// Datagrams on the STUN port that are no STUN message.
     NotStun = "not_stun",
     /// STUN messages that could not be read.
@@ -121,6 +133,14 @@ counts! {
     TooManyHops = "too_many_hops",
     /// Requests over a quota.
     Quota = "quota",
+    /// Requests about a name that nobody holds.
+    UnknownName = "unknown_name",
+    /// Register requests for a name that somebody else holds.
+    NameTaken = "name_taken",
+    /// Introductions to a holder that has not been heard of lately.
+    HolderUnreachable = "holder_unreachable",
+    /// Requests of Bridge over the rate of their prefix.
+    BridgeRate = "bridge_rate",
     /// Requests about an allocation that is not here, or for one where one is.
     TurnMismatch = "turn_mismatch",
     /// Requests about another user's allocation.
@@ -149,7 +169,7 @@ counts! {
     NoChannel = "no_channel",
     /// Datagrams over the rate of an allocation or a user; not relayed.
     TurnRate = "turn_rate",
-    /// Connects of a role that has a leg already.
+    /// Connects of a role that has a leg already, and names that a newer run of their holder has.
     RoleTaken = "role_taken",
     /// Connects for which no port was left.
     NoPorts = "no_ports",

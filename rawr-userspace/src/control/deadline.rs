@@ -31,6 +31,10 @@ pub enum Reason {
     Allocation,
     /// A reserved port expires.
     Reservation,
+    /// A name expires.
+    Name,
+    /// An introduction expires.
+    Introduction,
 }
 
 impl Reason {
@@ -48,6 +52,8 @@ impl Reason {
             Self::Reattach => "reattach",
             Self::Allocation => "allocation",
             Self::Reservation => "reservation",
+            Self::Name => "name",
+            Self::Introduction => "introduction",
         }
     }
 }

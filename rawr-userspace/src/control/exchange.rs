@@ -80,8 +80,8 @@ impl Server {
         exchange.expires = request.now.monotonic + LIFETIME;
         let side = Side {
             epoch: caller.subject.epoch,
-            source: request.from,
-            local: request.local,
+            source: request.from(),
+            local: request.local(),
             card: card.clone(),
         };
         let before = exchange.sides[role as usize].replace(side);
@@ -120,7 +120,7 @@ impl Server {
         if self.exchanges.sessions.len() >= self.config.limits.exchanges {
             return Err(quota());
         }
-        let prefix = Prefix::of(request.from.ip());
+        let prefix = Prefix::of(request.from().ip());
         self.quotas.open_exchange(prefix).map_err(|_| quota())?;
         let expires = request.now.monotonic + LIFETIME;
         let (key, sides) = (caller.key.clone(), [None, None]);

@@ -26,6 +26,7 @@ impl Server {
         }
         self.expire_turn(now);
         self.expire_exchanges(now);
+        self.expire_bridge(now.monotonic);
         self.check_parents(now);
         self.reattach_some(now);
     }

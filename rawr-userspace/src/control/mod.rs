@@ -4,7 +4,7 @@
 //! the time come in as arguments; what is to be done comes out of [`Server::poll_command`].
 //!
 //! ```text
-//! handle_control ─▶ decode ─▶ dispatch ─▶ exchange │ connect │ refresh        one request each
+//! handle_control ─▶ decode ─▶ dispatch ─▶ exchange │ connect │ refresh │ bridge  one request each
 //! handle_data ────▶ probe │ upstream │ target                                 data ports' control
 //!                      └─▶ settle: who is paired with whom, what is sought    after every change
 //!                             └─▶ Command
@@ -14,6 +14,7 @@
 
 mod auth;
 mod authenticate;
+mod bridge;
 mod client;
 mod command;
 mod config;
@@ -45,6 +46,7 @@ mod view;
 
 #[cfg(feature = "oauth")]
 pub use authenticate::TokenServer;
+pub use bridge::{BridgeConfig, BridgeLimits, NameRecord, Owner};
 pub use client::{Client, ConnectionId, Over};
 pub use command::{
     AttemptId, Command, ConnectError, On, Parity, PortError, PortId, PortKind, Source,

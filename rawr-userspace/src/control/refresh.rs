@@ -12,7 +12,7 @@ impl Server {
     pub(super) fn refresh(&mut self, request: &Request<'_>) -> Result<Answer, ErrorResponse> {
         let (index, role, epoch, key) = self.member(request)?;
         let lifetime = self.lifetime(request.attributes().lifetime);
-        let from = request.from;
+        let from = request.from();
         let leg = self.leg_of(index, role, |leg| leg.is_of(epoch, from));
         let leg = leg.ok_or_else(|| unknown(&key))?;
         leg.refresh(request.now.monotonic, from, lifetime);
@@ -27,7 +27,7 @@ impl Server {
 
     pub(super) fn release(&mut self, request: &Request<'_>) -> Result<Answer, ErrorResponse> {
         let (index, role, epoch, key) = self.member(request)?;
-        let from = request.from;
+        let from = request.from();
         self.leg_of(index, role, |leg| leg.is_of(epoch, from)).ok_or_else(|| unknown(&key))?;
         let Some(session) = self.store.get_mut(index) else { return Err(unknown(&key)) };
         if session.leg(role).is_some_and(|leg| leg.epoch == epoch) {

@@ -4,21 +4,29 @@ use std::net::SocketAddr;
 
 use rawr_proto::{Attributes, Decoded, ErrorCode, IntegrityKey, Role, SessionId};
 
+use super::client::Client;
 use super::counters::Count;
 use super::time::Now;
 
 /// A request on the STUN port.
 pub(super) struct Request<'a> {
     pub(super) now: Now,
-    /// Address of ours that it came to.
-    pub(super) local: SocketAddr,
-    pub(super) from: SocketAddr,
+    pub(super) client: &'a Client,
     pub(super) decoded: &'a Decoded<'a>,
     /// Bytes.
     pub(super) length: usize,
 }
 
 impl Request<'_> {
+    /// Address of ours that it came to.
+    pub(super) fn local(&self) -> SocketAddr {
+        self.client.local
+    }
+
+    pub(super) fn from(&self) -> SocketAddr {
+        self.client.remote
+    }
+
     pub(super) fn attributes(&self) -> &Attributes {
         &self.decoded.message.attributes
     }
@@ -67,6 +75,8 @@ pub(super) struct ErrorResponse {
     pub(super) count: Count,
     /// Whether NONCE, and REALM for who needs it, go with it.
     pub(super) challenge: bool,
+    /// Whether REALM goes with it though the source is trusted.
+    pub(super) needs_user: bool,
     /// UNKNOWN-ATTRIBUTES.
     pub(super) unknown: Vec<u16>,
     /// Known once the request's integrity has been checked.
@@ -75,7 +85,8 @@ pub(super) struct ErrorResponse {
 
 impl ErrorResponse {
     pub(super) fn new(code: ErrorCode, count: Count) -> Self {
-        Self { code, count, challenge: false, unknown: Vec::new(), key: None }
+        let (challenge, needs_user) = (false, false);
+        Self { code, count, challenge, needs_user, unknown: Vec::new(), key: None }
     }
 
     /// 401, or 438 for a stale nonce, with what the client needs to come back.

@@ -11,6 +11,7 @@ use rawr_proto::{
     Method, NonceError, NonceKey, SecurityFeatures, TransactionId, classify, decode, peek,
 };
 
+use super::bridge::{Bridge, ServerKey};
 use super::client::{Client, Over};
 use super::command::{Command, On, Parity, PortId, PortKind, Source};
 use super::config::ServerConfig;
@@ -43,6 +44,7 @@ pub struct Server {
     pub(super) tokens: super::authenticate::Tokens,
     pub(super) quotas: Quotas,
     pub(super) exchanges: Exchanges,
+    pub(super) bridge: Bridge,
     pub(super) neighbours: Neighbours,
     /// Sessions whose target is not among the neighbours yet.
     pub(super) seekers: BTreeSet<Index>,
@@ -72,6 +74,8 @@ impl Server {
         let mut rng = StdRng::from_seed(seed);
         let limits = config.limits;
         let rates = |key, rate| Rates::new(now.monotonic, key, rate);
+        let nonces = nonce_key(rng.random(), &config);
+        let names = config.bridge.limits;
         Self {
             users: Users::new(&config),
             policy: Policy::new(&config.peers),
@@ -89,7 +93,8 @@ impl Server {
             next_reattach: None,
             transactions: HashMap::new(),
             counters: Counters::default(),
-            nonces: nonce_key(rng.random(), &config),
+            bridge: Bridge::new(names, nonces.as_bytes(), &mut rng, now.monotonic),
+            nonces,
             commands: VecDeque::new(),
             requests: rates(rng.random(), limits.requests_per_second),
             unverified: rates(rng.random(), limits.unverified_per_second),
@@ -109,22 +114,28 @@ impl Server {
             (Datagram::Stun | Datagram::ChannelData, _) if is_turn(bytes) => {
                 self.handle_turn(now, client, bytes);
             }
-            (Datagram::Stun, _) if client.over == Over::Udp => self.handle_rawr(now, client, bytes),
+            (Datagram::Stun, peeked)
+                if client.over == Over::Udp
+                    || peeked.is_some_and(|(_, method)| method.is_bridge()) =>
+            {
+                self.handle_rawr(now, client, bytes);
+            }
             (Datagram::Stun, _) => self.counters.add(Count::Unexpected),
             (Datagram::ChannelData | Datagram::Other, _) => self.counters.add(Count::NotStun),
         }
     }
 
-    /// Takes a message of one of RAWR's methods, or an answer to a Binding request of ours.
+    /// Takes a message of one of RAWR's methods (over streams, those of Bridge), or an answer to a Binding request of ours.
     fn handle_rawr(&mut self, now: Now, client: &Client, bytes: &[u8]) {
-        let Client { local, remote: from, .. } = *client;
         match decode(bytes) {
             Ok(decoded) => match decoded.message.class {
                 Class::Request => {
                     let length = bytes.len();
-                    self.handle_request(&Request { now, local, from, decoded: &decoded, length });
+                    self.handle_request(&Request { now, client, decoded: &decoded, length });
                 }
-                Class::Success | Class::Error => self.handle_response(now, from, &decoded, bytes),
+                Class::Success | Class::Error => {
+                    self.handle_response(now, client.remote, &decoded, bytes);
+                }
                 Class::Indication => self.counters.add(Count::Unexpected),
             },
             Err(DecodeError::NotStun) => self.counters.add(Count::NotStun),
@@ -133,7 +144,7 @@ impl Server {
                 self.counters.add(Count::Malformed);
                 if head.class == Class::Request {
                     let error = Message::error(head, ErrorCode::BadRequest, Attributes::default());
-                    self.answer_unverified(now, local, from, bytes.len(), &error);
+                    self.answer_unverified(now, client, bytes.len(), &error);
                 }
             }
         }
@@ -150,7 +161,8 @@ impl Server {
         let parent = self.parents.next_deadline().map(|at| (at, Reason::Parent));
         let reattach = self.next_reattach.map(|at| (at, Reason::Reattach));
         let turn = self.turn_deadline();
-        [session, exchange, parent, reattach, turn].into_iter().flatten().min()
+        let bridge = self.bridge.next_deadline();
+        [session, exchange, parent, reattach, turn, bridge].into_iter().flatten().min()
     }
 
     /// What to do next, until `None`.
@@ -190,10 +202,9 @@ impl Server {
         };
         if is_verified {
             let bytes = message.encode(key.as_ref());
-            self.transmit(Source::Control(request.local), request.from, bytes);
+            self.answer(request.client, bytes);
         } else {
-            let Request { now, local, from, length, .. } = *request;
-            self.answer_unverified(now, local, from, length, &message);
+            self.answer_unverified(request.now, request.client, request.length, &message);
         }
     }
 
@@ -213,6 +224,7 @@ impl Server {
             Method::Connect => self.connect(request),
             Method::Refresh => self.refresh(request),
             Method::Release => self.release(request),
+            Method::Register | Method::Lookup | Method::Introduce => self.bridge_request(request),
             Method::Binding | Method::Probe | Method::Status => {
                 Err(ErrorResponse::new(ErrorCode::BadRequest, Count::BadRequest))
             }
@@ -222,7 +234,7 @@ impl Server {
     /// Whether the request shows that its sender receives at the address it comes from.
     fn check_source(&self, request: &Request<'_>) -> Result<(), ErrorResponse> {
         let nonce = request.attributes().nonce.as_deref();
-        self.check_nonce(request.now, request.from, nonce)
+        self.check_nonce(request.now, request.from(), nonce)
             .map_err(|(code, count)| ErrorResponse::challenge(code, count))
     }
 
@@ -253,27 +265,23 @@ impl Server {
         if refusal.challenge {
             self.counters.add(Count::Challenged);
             let secs = request.now.unix.as_secs();
-            attributes.nonce = Some(self.nonces.make(secs, request.from));
-            let needs_user = self.config.has_users() && !self.trusts(request.from.ip());
+            attributes.nonce = Some(self.nonces.make(secs, request.from()));
+            let needs_user = refusal.needs_user || !self.trusts(request.from().ip());
+            let needs_user = needs_user && self.config.has_users();
             attributes.realm = needs_user.then(|| self.config.realm.clone());
+            let calls_bridge = head.method.is_bridge() && self.config.bridge.enabled;
+            attributes.bridge.server_key = calls_bridge.then(|| self.bridge.key.public());
         }
         (Message::error(head, refusal.code, attributes), refusal.key.map(|key| *key))
     }
 
     /// Answers a source that may be forged: never with more bytes than came, and not too often.
-    fn answer_unverified(
-        &mut self,
-        now: Now,
-        local: SocketAddr,
-        from: SocketAddr,
-        length: usize,
-        message: &Message,
-    ) {
+    fn answer_unverified(&mut self, now: Now, client: &Client, length: usize, message: &Message) {
         let bytes = message.encode(None);
         if bytes.len() > length {
             self.counters.add(Count::TooLong);
-        } else if self.allow_unverified(now, from) {
-            self.transmit(Source::Control(local), from, bytes);
+        } else if self.allow_unverified(now, client.remote) {
+            self.answer(client, bytes);
         }
     }
 
@@ -295,6 +303,12 @@ impl Server {
         } else {
             self.counters.add(Count::Unexpected);
         }
+    }
+
+    /// Goes on with the nonces, and the key for Bridge, of a predecessor.
+    pub(super) fn set_nonce_key(&mut self, key: [u8; 32]) {
+        self.nonces = nonce_key(key, &self.config);
+        self.bridge.key = ServerKey::of(&key);
     }
 
     pub(super) fn transmit(&mut self, from: Source, to: SocketAddr, bytes: Vec<u8>) {
@@ -325,7 +339,7 @@ pub(super) fn seconds(duration: Duration) -> u32 {
 
 /// The key of this server's nonces, which tell clients what it can do. Whether USERHASH is of use only
 /// static users decide: an ephemeral user's name is known to nobody before it comes.
-pub(super) fn nonce_key(key: [u8; 32], config: &ServerConfig) -> NonceKey {
+fn nonce_key(key: [u8; 32], config: &ServerConfig) -> NonceKey {
     let username_anonymity = !config.users.is_empty() && config.secrets.is_empty();
     let password_algorithms = config.has_users();
     let features = SecurityFeatures { password_algorithms, username_anonymity };
@@ -333,5 +347,5 @@ pub(super) fn nonce_key(key: [u8; 32], config: &ServerConfig) -> NonceKey {
 }
 
 fn prefix(request: &Request<'_>) -> Prefix {
-    Prefix::of(request.from.ip())
+    Prefix::of(request.from().ip())
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::command::On;
 use super::config::ServerConfig;
 use super::limits::Prefix;
-use super::server::{Server, nonce_key};
+use super::server::Server;
 use super::session::{Ask, PeerLeg, Port, Session};
 use super::store::Index;
 use super::time::Now;
@@ -154,7 +154,7 @@ impl Server {
             return Err(RestoreError::Version { found: snapshot.version });
         }
         let mut server = Self::new(config, seed, now);
-        server.nonces = nonce_key(snapshot.nonce_key.0, &server.config);
+        server.set_nonce_key(snapshot.nonce_key.0);
         for record in snapshot.sessions {
             server.restore_session(now, record);
         }

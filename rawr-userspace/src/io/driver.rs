@@ -22,6 +22,7 @@ use super::control_socket::{Buffers, ControlSocket};
 use super::listeners::BindingAnswers;
 use super::netlink::{NetworkEvent, NextHopResolver};
 use super::ports::Ports;
+use super::registry::NameRegistry;
 use super::report;
 use super::state_file::StateFile;
 use super::streams::{StreamEvent, Streams};
@@ -58,6 +59,8 @@ pub struct Parts {
     pub network: NextHopResolver,
     pub sockets: Vec<ControlSocket>,
     pub state: StateFile,
+    /// `None` where names are kept in memory.
+    pub names: Option<NameRegistry>,
     /// Places of each flow table.
     pub table_length: u32,
 }
@@ -80,6 +83,7 @@ pub struct Driver {
     /// Whether the kernel answers Binding requests.
     pub(super) binding: Option<BindingAnswers>,
     state: StateFile,
+    names: Option<NameRegistry>,
     next_counters: Instant,
 }
 
@@ -131,6 +135,7 @@ impl Driver {
             active: Vec::new(),
             binding: None,
             state: parts.state,
+            names: parts.names,
         };
         driver.tell_addresses();
         driver.settle(now());
@@ -338,6 +343,10 @@ impl Driver {
             Command::Splice { client, peer } => self.splice(now, client, peer),
             Command::Close(connection) => self.close_connection(now, connection),
             Command::ProbeNeighbours => self.network.probe_neighbours(),
+            Command::Remember(record) => {
+                self.names.iter_mut().for_each(|names| names.remember(&record));
+            }
+            Command::Forget(name) => self.names.iter_mut().for_each(|names| names.forget(&name)),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod neighbours;
 pub mod netlink;
 pub mod ports;
+pub mod registry;
 mod report;
 pub mod state_file;
 pub mod streams;

@@ -370,6 +370,7 @@ impl Net {
             Command::Connect { .. } | Command::Splice { .. } | Command::Close(_) => {
                 panic!("no streams here")
             }
+            Command::Remember(_) | Command::Forget(_) => panic!("no names here"),
         }
     }
 

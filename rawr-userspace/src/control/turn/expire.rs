@@ -118,6 +118,7 @@ impl Server {
         if self.peer_gone(connection) {
             return;
         }
+        self.bridge_connection_gone(connection);
         let Some(index) = self.turn.allocations.by_stream(connection) else { return };
         let Some(allocation) = self.turn.allocations.get(index) else { return };
         if allocation.mobility.is_none() || allocation.opening.is_some() {
