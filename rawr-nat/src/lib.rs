@@ -4,6 +4,9 @@
 //! they share a subnet, else over the nearest server that both reach. With the feature `tokio`
 //! (default), `PeerSocket` drives one and carries an application's datagrams.
 //!
+//! [`Bridge`] holds a name at a server, finds the holders of others, and introduces itself to them, for
+//! peers that have no secret in common yet.
+//!
 //! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
 //! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
 //! `handle_timeout` once `poll_timeout` has come.
@@ -11,6 +14,7 @@
 #![warn(missing_docs)]
 
 mod attachment;
+mod bridge;
 #[cfg(feature = "tokio")]
 mod driver;
 mod exchange;
@@ -26,14 +30,20 @@ pub use attachment::{
     Attachment, AttachmentConfig, AttachmentEvent, AttachmentOutput, AttachmentState, LostReason,
     Via,
 };
+pub use bridge::{
+    Bridge, BridgeConfig, BridgeError, BridgeEvent, BridgeOutput, Holder, MAX_MESSAGE, SealError,
+    session_secret,
+};
+#[cfg(feature = "tokio")]
+pub use bridge::{BridgeSocket, BridgeSocketConfig};
 #[cfg(feature = "tokio")]
 pub use driver::{Incoming, PeerSocket, PeerSocketConfig, Traffic, bind_udp};
 pub use exchange::{Exchange, ExchangeConfig, ExchangeOutput, PeerCard};
 #[cfg(feature = "tokio")]
 pub use host::{Host, LinuxHost, default_gateway};
-pub use identity::{Identity, ParseKeyError, PublicKey, WeakKey};
 #[cfg(feature = "tokio")]
 pub use identity::IdentityFileError;
+pub use identity::{Identity, ParseKeyError, PublicKey, WeakKey};
 pub use peer::{
     Interface, PathInfo, PathKind, Peer, PeerConfig, PeerEvent, PeerOutput, ServerConfig,
 };

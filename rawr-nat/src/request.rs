@@ -11,12 +11,12 @@ use rawr_proto::{
 };
 
 /// Time until the first retransmission (RFC 8489 §6.2.1 has 500 ms, for an internet of long ago).
-const FIRST_RTO: Duration = Duration::from_millis(50);
-const MAX_RTO: Duration = Duration::from_millis(300);
+pub(crate) const FIRST_RTO: Duration = Duration::from_millis(50);
+pub(crate) const MAX_RTO: Duration = Duration::from_millis(300);
 /// Sent at 0, 50, 150, 350, 650, 950 and 1250 ms; given up at 1550 ms.
-const MAX_TRIES: u32 = 7;
+pub(crate) const MAX_TRIES: u32 = 7;
 /// Challenges in a row that are answered. One is normal, a second follows from a stale nonce.
-const MAX_CHALLENGES: u32 = 3;
+pub(crate) const MAX_CHALLENGES: u32 = 3;
 
 /// Sends requests to one server, one at a time.
 #[derive(Debug)]

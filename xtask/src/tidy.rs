@@ -43,6 +43,7 @@ const CLOCK_FOLDERS: &[&str] = &["/benches/", "/examples/", "/tests/"];
 /// Files and folders that may.
 const CLOCK_READERS: &[&str] = &[
     "bench/",
+    "rawr-nat/src/bridge/driver",
     "rawr-nat/src/driver",
     "rawr-nat/src/tokio",
     "rawr-userspace/src/cli/",
