@@ -45,6 +45,11 @@ impl Site {
 /// b ── router-b ──┘
 /// ```
 pub fn two_homes(scene: &mut Scene) -> Result<Site> {
+    two_homes_at(scene, Serve::root(&["wan"]))
+}
+
+/// The same, the root run in this way.
+pub fn two_homes_at(scene: &mut Scene, serve: Serve) -> Result<Site> {
     let lab = &mut scene.lab;
     lab.switch("internet")?;
     lab.hosts(&["root", "router-a", "router-b", "a", "b"])?;
@@ -57,7 +62,7 @@ pub fn two_homes(scene: &mut Scene) -> Result<Site> {
         lab.default_route(peer, &subnet, 1)?;
         Nat::Symmetric.apply(&*lab.at(router)?, "wan")?;
     }
-    let root = root(scene, &["wan"])?;
+    let root = scene.serve("root", serve)?;
     Ok(Site {
         relays: vec![Rc::clone(&root)],
         root,

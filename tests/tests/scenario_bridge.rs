@@ -1,0 +1,189 @@
+//! Names, as two hosts behind symmetric NATs use them, and a server that remembers them.
+//!
+//! ```text
+//! a ── router-a ──┬── root
+//! b ── router-b ──┘
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rawr_nat::{
+    BridgeError, BridgeEvent, BridgeSocket, BridgeSocketConfig, Identity, session_secret,
+};
+use rawr_proto::BridgeName;
+use rawr_tests::lab::Family;
+use rawr_tests::rawr::{Daemon, PORT, Serve};
+use rawr_tests::scene::{Scene, scenario};
+use rawr_tests::topology::{self, INTERNET};
+use tokio::runtime::Runtime;
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// The routers' numbers on the Internet.
+const ROUTER_A: u8 = 11;
+const ROUTER_B: u8 = 12;
+
+/// A client on one of the lab's hosts. Its socket is in the host's namespace, the rest here.
+struct Peer<'a> {
+    runtime: &'a Runtime,
+    socket: BridgeSocket,
+}
+
+impl<'a> Peer<'a> {
+    fn new(
+        runtime: &'a Runtime,
+        scene: &Scene,
+        host: &str,
+        family: Family,
+        identity: Identity,
+    ) -> Result<Self> {
+        let server = SocketAddr::new(INTERNET.address(family, 1), PORT);
+        let config = BridgeSocketConfig { server, identity, credentials: None };
+        let handle = runtime.handle().clone();
+        let socket = scene.lab.at(host)?.run(move || {
+            let _context = handle.enter();
+            BridgeSocket::bind(config)
+        })??;
+        Ok(Self { runtime, socket })
+    }
+
+    fn next(&mut self) -> Result<BridgeEvent> {
+        let next = async { tokio::time::timeout(LIMIT, self.socket.next()).await };
+        Ok(self.runtime.block_on(next).context("nothing happened")??)
+    }
+
+    /// Registers a name: where the server sees us.
+    fn register(&mut self, name: &BridgeName) -> Result<Result<SocketAddr, BridgeError>> {
+        self.socket.register(name, Some(Duration::from_secs(3600)));
+        match self.next()? {
+            BridgeEvent::Registered { reflexive, .. } => Ok(Ok(reflexive)),
+            BridgeEvent::NotRegistered { error, .. } => Ok(Err(error)),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Looks a name up: who holds it, and where.
+    fn look_up(&mut self, name: &BridgeName) -> Result<rawr_nat::Holder> {
+        self.socket.look_up(name);
+        match self.next()? {
+            BridgeEvent::Found { holder, .. } => Ok(holder),
+            other => bail!("{other:?}"),
+        }
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+fn identity(number: u8) -> Identity {
+    Identity::from_bytes(&[number; 32])
+}
+
+#[test]
+fn names_lead_through_symmetric_nats_ipv4() {
+    names_lead_through_symmetric_nats(Family::Ipv4);
+}
+
+#[test]
+fn names_lead_through_symmetric_nats_ipv6() {
+    names_lead_through_symmetric_nats(Family::Ipv6);
+}
+
+fn names_lead_through_symmetric_nats(family: Family) {
+    scenario("names_lead_through_symmetric_nats", |scene| {
+        topology::two_homes(scene)?;
+        let (runtime, name) = (runtime()?, "alice".parse()?);
+        let mut a = Peer::new(&runtime, scene, "a", family, identity(1))?;
+        let mut b = Peer::new(&runtime, scene, "b", family, identity(2))?;
+        let outside = |router| -> IpAddr { INTERNET.address(family, router) };
+
+        let reflexive = a.register(&name)?.context("a registers")?;
+        ensure!(reflexive.ip() == outside(ROUTER_A), "a is seen at {reflexive}");
+        let holder = b.look_up(&name)?;
+        ensure!(holder.key == identity(1).public() && holder.address == outside(ROUTER_A));
+
+        let id = b.socket.introduce(&name, holder.key, b"from b")?;
+        let (heard, answered) = runtime.block_on(async {
+            tokio::time::timeout(LIMIT, meet(&mut a.socket, &mut b.socket)).await
+        })??;
+        let BridgeEvent::Introduction { id: heard_id, from, reflexive, message, .. } = heard else {
+            bail!("{heard:?}")
+        };
+        ensure!((heard_id, from) == (id, identity(2).public()) && message == b"from b");
+        ensure!(reflexive.ip() == outside(ROUTER_B), "b is seen at {reflexive}");
+        let BridgeEvent::Answer { reflexive, message, .. } = answered else {
+            bail!("{answered:?}")
+        };
+        ensure!(reflexive.ip() == outside(ROUTER_A) && message == b"from a");
+        // What both now have is all that a session needs, or a punch through both NATs.
+        let secrets = [
+            session_secret(&identity(1), &from, id)?,
+            session_secret(&identity(2), &holder.key, id)?,
+        ];
+        ensure!(secrets[0] == secrets[1], "both know the same secret");
+
+        runtime.block_on(a.socket.close())?;
+        b.socket.look_up(&name);
+        let gone = b.next()?;
+        ensure!(matches!(gone, BridgeEvent::NotFound { error: BridgeError::UnknownName, .. }));
+        Ok(())
+    });
+}
+
+/// Lets `holder` answer the first introduction that it hears: that, and what its sender hears.
+async fn meet(
+    holder: &mut BridgeSocket,
+    introducer: &mut BridgeSocket,
+) -> Result<(BridgeEvent, BridgeEvent)> {
+    let mut heard = None;
+    loop {
+        tokio::select! {
+            event = holder.next() => {
+                let event = event?;
+                if let BridgeEvent::Introduction { id, .. } = event {
+                    holder.answer(id, b"from a")?;
+                }
+                heard = Some(event);
+            }
+            event = introducer.next() => {
+                return Ok((heard.context("an answer to nothing")?, event?));
+            }
+        }
+    }
+}
+
+#[test]
+fn names_survive_a_restart_where_they_are_written_down() {
+    scenario("names_survive_a_restart_where_they_are_written_down", |scene| {
+        let file = scene.lab.directory().join("names.redb");
+        let config = format!("[bridge]\nregistry = \"{}\"\n", file.display());
+        let site = topology::two_homes_at(scene, Serve::root(&["wan"]).configured(&config))?;
+        let (runtime, name) = (runtime()?, "büro".parse()?);
+        let family = Family::Ipv4;
+        let mut a = Peer::new(&runtime, scene, "a", family, identity(1))?;
+        let before = a.register(&name)?.context("a registers")?;
+        for end in [Daemon::stop, Daemon::crash] {
+            end(&site.root)?;
+            restart(&site.root)?;
+            let mut b = Peer::new(&runtime, scene, "b", family, identity(2))?;
+            let holder = b.look_up(&name)?;
+            ensure!((holder.key, holder.address) == (identity(1).public(), before.ip()));
+            let taken = b.register(&name)?;
+            ensure!(taken == Err(BridgeError::NameTaken), "{taken:?}");
+        }
+        // The holder notices nothing but a new challenge, and can give the name up.
+        runtime.block_on(a.socket.close())?;
+        site.root.stop()?;
+        restart(&site.root)?;
+        let mut b = Peer::new(&runtime, scene, "b", family, identity(2))?;
+        ensure!(b.register(&name)?.is_ok(), "the name is free after its holder gave it up");
+        Ok(())
+    });
+}
+
+fn restart(daemon: &Rc<Daemon>) -> Result<()> {
+    daemon.launch(&rawr_tests::process::binary("rawr")?)
+}
