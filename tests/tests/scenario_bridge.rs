@@ -5,7 +5,7 @@
 //! b ── router-b ──┘
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use rawr_nat::{
 };
 use rawr_proto::BridgeName;
 use rawr_tests::lab::Family;
+use rawr_tests::process::binary;
 use rawr_tests::rawr::{Daemon, PORT, Serve};
 use rawr_tests::scene::{Scene, scenario};
 use rawr_tests::topology::{self, INTERNET};
@@ -47,6 +48,23 @@ impl<'a> Peer<'a> {
             BridgeSocket::bind(config)
         })??;
         Ok(Self { runtime, socket })
+    }
+
+    /// The same over TCP.
+    fn over_tcp(
+        runtime: &'a Runtime,
+        scene: &Scene,
+        host: &str,
+        family: Family,
+        identity: Identity,
+    ) -> Result<Self> {
+        let server = SocketAddr::new(INTERNET.address(family, 1), PORT);
+        let config = BridgeSocketConfig { server, identity, credentials: None };
+        let stream = scene.lab.at(host)?.run(|| TcpStream::connect_timeout(&server, LIMIT))??;
+        stream.set_nonblocking(true)?;
+        let _context = runtime.enter();
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        Ok(Self { runtime, socket: BridgeSocket::over_stream(config, stream) })
     }
 
     fn next(&mut self) -> Result<BridgeEvent> {
@@ -106,9 +124,7 @@ fn names_lead_through_symmetric_nats(family: Family) {
         ensure!(holder.key == identity(1).public() && holder.address == outside(ROUTER_A));
 
         let id = b.socket.introduce(&name, holder.key, b"from b")?;
-        let (heard, answered) = runtime.block_on(async {
-            tokio::time::timeout(LIMIT, meet(&mut a.socket, &mut b.socket)).await
-        })??;
+        let (heard, answered) = met(&mut a, &mut b)?;
         let BridgeEvent::Introduction { id: heard_id, from, reflexive, message, .. } = heard else {
             bail!("{heard:?}")
         };
@@ -131,6 +147,51 @@ fn names_lead_through_symmetric_nats(family: Family) {
         ensure!(matches!(gone, BridgeEvent::NotFound { error: BridgeError::UnknownName, .. }));
         Ok(())
     });
+}
+
+#[test]
+fn a_holder_without_udp_is_reached_over_tcp() {
+    scenario("a_holder_without_udp_is_reached_over_tcp", |scene| {
+        let config = "[turn]\nlisten_tcp = [\"0.0.0.0:3478\", \"[::]:3478\"]\n";
+        let site = topology::two_homes_at(scene, Serve::root(&["wan"]).configured(config))?;
+        let drop_udp = "nft insert rule inet rawr_nat through_router meta l4proto udp drop";
+        scene.lab.at("router-a")?.sh(drop_udp)?;
+        let (runtime, name) = (runtime()?, "alice".parse()?);
+        for family in [Family::Ipv4, Family::Ipv6] {
+            let mut deaf = Peer::new(&runtime, scene, "a", family, identity(1))?;
+            let unanswered = deaf.register(&name)?;
+            ensure!(unanswered == Err(BridgeError::Unanswered), "{unanswered:?}");
+
+            let mut a = Peer::over_tcp(&runtime, scene, "a", family, identity(1))?;
+            let reflexive = a.register(&name)?.context("a registers")?;
+            ensure!(reflexive.ip() == INTERNET.address(family, ROUTER_A));
+            let mut b = Peer::new(&runtime, scene, "b", family, identity(2))?;
+            let holder = b.look_up(&name)?;
+            let id = b.socket.introduce(&name, holder.key, b"from b")?;
+            let (heard, answered) = met(&mut a, &mut b)?;
+            ensure!(matches!(heard, BridgeEvent::Introduction { id: it, .. } if it == id));
+            ensure!(matches!(answered, BridgeEvent::Answer { id: it, .. } if it == id));
+
+            // The connection ends with its holder, and the name stays.
+            drop(a);
+            b.socket.introduce(&name, holder.key, b"from b")?;
+            let gone = b.next()?;
+            let error = BridgeError::Unreachable;
+            ensure!(matches!(gone, BridgeEvent::NotIntroduced { error: it, .. } if it == error));
+            ensure!(b.look_up(&name).is_ok());
+            let mut again = Peer::over_tcp(&runtime, scene, "a", family, identity(1))?;
+            again.register(&name)?.context("a registers again")?;
+            runtime.block_on(again.socket.close())?;
+        }
+        ensure!(site.root.is_running());
+        Ok(())
+    });
+}
+
+/// Lets `a` answer the first introduction that it hears: that, and what its sender, `b`, hears.
+fn met(a: &mut Peer<'_>, b: &mut Peer<'_>) -> Result<(BridgeEvent, BridgeEvent)> {
+    let meeting = async { tokio::time::timeout(LIMIT, meet(&mut a.socket, &mut b.socket)).await };
+    a.runtime.block_on(meeting).context("they do not meet")?
 }
 
 /// Lets `holder` answer the first introduction that it hears: that, and what its sender hears.
@@ -185,5 +246,5 @@ fn names_survive_a_restart_where_they_are_written_down() {
 }
 
 fn restart(daemon: &Rc<Daemon>) -> Result<()> {
-    daemon.launch(&rawr_tests::process::binary("rawr")?)
+    daemon.launch(&binary("rawr")?)
 }

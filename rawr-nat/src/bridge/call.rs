@@ -1,7 +1,7 @@
 //! Requests to a Bridge: challenge, key agreement, credentials, retransmission.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -14,11 +14,16 @@ use super::error::BridgeError;
 use crate::identity::{Identity, PublicKey};
 use crate::request::{FIRST_RTO, MAX_CHALLENGES, MAX_RTO, MAX_TRIES};
 
+/// How long an answer may take over a stream.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is known of a server, and of oneself there.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) identity: Identity,
     credentials: Option<Credentials>,
+    /// Whether nothing is lost on the way to the server.
+    reliable: bool,
     nonce: Option<String>,
     agreement: Option<Agreement>,
     user: Option<(LongTermKey, String)>,
@@ -38,6 +43,8 @@ pub(super) struct Call {
     attributes: Attributes,
     transaction: TransactionId,
     bytes: Vec<u8>,
+    /// How often it may be sent.
+    most_tries: u32,
     tries: u32,
     challenges: u32,
     send_at: Instant,
@@ -47,8 +54,12 @@ pub(super) struct Call {
 pub(super) type Outcome = Result<Box<Attributes>, BridgeError>;
 
 impl Caller {
-    pub(super) fn new(identity: Identity, credentials: Option<Credentials>) -> Self {
-        Self { identity, credentials, nonce: None, agreement: None, user: None }
+    pub(super) fn new(
+        identity: Identity,
+        credentials: Option<Credentials>,
+        reliable: bool,
+    ) -> Self {
+        Self { identity, credentials, reliable, nonce: None, agreement: None, user: None }
     }
 
     /// A request that is to be sent now.
@@ -60,8 +71,16 @@ impl Caller {
         rng: &mut StdRng,
     ) -> Call {
         let (transaction, bytes) = (TransactionId([0; 12]), Vec::new());
-        let mut call =
-            Call { method, attributes, transaction, bytes, tries: 0, challenges: 0, send_at: now };
+        let mut call = Call {
+            method,
+            attributes,
+            transaction,
+            bytes,
+            most_tries: if self.reliable { 1 } else { MAX_TRIES },
+            tries: 0,
+            challenges: 0,
+            send_at: now,
+        };
         self.build(&mut call, now, rng);
         call
     }
@@ -183,16 +202,16 @@ impl Call {
 
     /// Whether nobody has answered in time.
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.tries >= MAX_TRIES && self.send_at <= now
+        self.tries >= self.most_tries && self.send_at <= now
     }
 
     /// Bytes to send now.
     pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<Vec<u8>> {
-        if self.send_at > now || self.tries >= MAX_TRIES {
+        if self.send_at > now || self.tries >= self.most_tries {
             return None;
         }
         let rto = FIRST_RTO.saturating_mul(1 << self.tries).min(MAX_RTO);
-        self.send_at = now + rto;
+        self.send_at = now + if self.most_tries == 1 { PATIENCE } else { rto };
         self.tries += 1;
         Some(self.bytes.clone())
     }

@@ -15,7 +15,8 @@
 //!   ─── Introduce(id, sealed) ──▶│─── Introduce(id, sealed) ────▶
 //! ```
 //!
-//! [`Bridge`] is sans-IO, as all machines here. `BridgeSocket` drives one over UDP (feature `tokio`).
+//! [`Bridge`] is sans-IO, as all machines here. `BridgeSocket` drives one over UDP, or over
+//! a stream where UDP does not get through (feature `tokio`).
 
 mod call;
 #[cfg(feature = "tokio")]
@@ -60,6 +61,8 @@ pub struct BridgeConfig {
     pub credentials: Option<Credentials>,
     /// Greater than that of any earlier run (milliseconds since 1970).
     pub epoch: u64,
+    /// Whether nothing is lost on the way to the server, as over TCP: then no request is sent twice.
+    pub reliable: bool,
 }
 
 /// Holds names at one server, and reaches the holders of others.
@@ -180,11 +183,11 @@ impl Bridge {
     /// One that has nothing to do yet. `seed` comes from the system's random generator: keys follow from
     /// it.
     pub fn new(config: BridgeConfig, seed: [u8; 32]) -> Self {
-        let BridgeConfig { server, identity, credentials, epoch } = config;
+        let BridgeConfig { server, identity, credentials, epoch, reliable } = config;
         Self {
             server,
             epoch,
-            caller: Caller::new(identity, credentials),
+            caller: Caller::new(identity, credentials, reliable),
             calls: Vec::new(),
             held: BTreeMap::new(),
             outgoing: BTreeMap::new(),
@@ -206,7 +209,8 @@ impl Bridge {
         self.pump(now);
     }
 
-    /// Takes a datagram that came to the socket. Returns whether it was for this machine.
+    /// Takes a datagram that came to the socket, or a message that a stream held. Returns whether it was for
+    /// this machine.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) -> bool {
         let method = peek(bytes).filter(|(_, method)| method.is_bridge());
         if !is_same(from, self.server) || method.is_none() {

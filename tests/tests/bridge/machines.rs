@@ -61,8 +61,13 @@ impl World {
 
     fn add(&mut self, number: u8, outside: &str, credentials: Option<Credentials>) -> usize {
         let epoch = 1000 + u64::try_from(self.hosts.len()).unwrap();
-        let config =
-            BridgeConfig { server: local(), identity: identity(number), credentials, epoch };
+        let config = BridgeConfig {
+            server: local(),
+            identity: identity(number),
+            credentials,
+            epoch,
+            reliable: false,
+        };
         let bridge = Bridge::new(config, self.rng.random());
         let (outside, events) = (at(outside), Vec::new());
         self.hosts.push(Host { bridge, outside, events, answers: Some(b"welcome") });
@@ -397,4 +402,26 @@ fn a_challenge_that_is_too_long_for_a_late_request_is_asked_for_again() {
     world.server = Server::new(config, [9; 32], world.now);
     world.run(secs(60));
     assert_eq!(world.server.name_count(), 1, "{:?}", world.events(host));
+}
+
+#[test]
+fn over_a_stream_nothing_is_said_twice() {
+    let config = BridgeConfig {
+        server: local(),
+        identity: identity(1),
+        credentials: None,
+        epoch: 1,
+        reliable: true,
+    };
+    let (mut bridge, start) = (Bridge::new(config, [1; 32]), origin().monotonic);
+    bridge.register(start, &name("alice"), None);
+    let mut said = Vec::new();
+    for second in 0..=10 {
+        bridge.handle_timeout(start + secs(second));
+        said.extend(std::iter::from_fn(|| bridge.poll_output()).map(|output| (second, output)));
+    }
+    let error = BridgeError::Unanswered;
+    let lost = BridgeEvent::NotRegistered { name: name("alice"), error };
+    assert!(matches!(said[0], (0, BridgeOutput::Transmit(_))));
+    assert_eq!(said[1..], [(10, BridgeOutput::Event(lost))]);
 }
