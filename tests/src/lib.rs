@@ -3,6 +3,7 @@
 //! rules, a real UDP application, and the built `rawr` binary run as a process.
 
 pub mod app;
+pub mod browser;
 pub mod crowd;
 pub mod forge;
 pub mod kernel;

@@ -27,6 +27,14 @@ pub fn can_make_namespaces(test: &str) -> bool {
     judge(test, without_root().or_else(without_programs))
 }
 
+/// The same for a test that needs `program` of the Debian package `package`.
+///
+/// # Panics
+/// As [`need_root`].
+pub fn need_program(test: &str, program: &str, package: &str) -> bool {
+    judge(test, without_program(program, package))
+}
+
 fn judge(test: &str, obstacle: Option<String>) -> bool {
     let Some(reason) = obstacle else { return true };
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} cannot run here: {reason}");
@@ -41,8 +49,10 @@ fn without_root() -> Option<String> {
 }
 
 fn without_programs() -> Option<String> {
-    PROGRAMS.iter().find_map(|(program, package)| {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        (!found).then(|| format!("{program} is not installed (Debian package {package})"))
-    })
+    PROGRAMS.iter().find_map(|(program, package)| without_program(program, package))
+}
+
+fn without_program(program: &str, package: &str) -> Option<String> {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    (!found).then(|| format!("{program} is not installed (Debian package {package})"))
 }

@@ -17,7 +17,7 @@ struct Package {
 }
 
 /// What tests and benchmarks run: a program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, Package); 5] = [
+const PROGRAMS: [(&str, Package); 6] = [
     ("ip", Package { name: "iproute2", reason: "network namespaces of tests and benchmarks" }),
     ("nft", Package { name: "nftables", reason: "the NATs between the namespaces of tests" }),
     (
@@ -28,6 +28,7 @@ const PROGRAMS: [(&str, Package); 5] = [
         "turnserver",
         Package { name: "coturn", reason: "its tools test TURN, and benchmarks compare with it" },
     ),
+    ("chromium", Package { name: "chromium", reason: "calls between browsers in tests" }),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
 ];
 
