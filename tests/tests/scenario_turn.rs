@@ -225,6 +225,18 @@ fn an_ipv4_client_reaches_an_ipv6_peer() {
 }
 
 #[test]
+fn dual_allocations_relay_over_both_families() {
+    turn("dual_allocations_relay_over_both_families", |scene, site| {
+        for family in FAMILIES {
+            // Each client refreshes, at random, one family, the other, or both.
+            let arguments = ["-Z", "-c", "-n", "20", "-m", "8", "-z", "5"];
+            site.echo(scene, family, &[&USER[..], &arguments].concat())?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn tcp_allocations_relay_both_ways() {
     turn("tcp_allocations_relay_both_ways", |scene, site| {
         let rest = ["-n", "50", "-m", "4", "-z", "5"];

@@ -7,7 +7,7 @@ use turn_types::attribute::{
     AdditionalAddressFamily, DontFragment, EvenPort, Lifetime, RequestedAddressFamily,
     RequestedTransport, ReservationToken,
 };
-use turn_types::message::ALLOCATE;
+use turn_types::message::{ALLOCATE, REFRESH};
 
 use super::direct::{Direct, User, at, config, has, local, only};
 use super::secs;
@@ -130,6 +130,27 @@ fn ipv6_is_had_by_asking_and_both_at_once() {
     assert_eq!(direct.open.len(), 3);
     direct.pass(secs(600));
     assert!(direct.open.is_empty());
+}
+
+/// coturn's clients ask by the number that the attribute had in the draft, and then refresh one
+/// family or the other.
+#[test]
+fn both_families_are_had_by_the_drafts_attribute() {
+    let mut direct = Direct::new();
+    let mut anna = User::anna("192.0.2.1:5000");
+    let draft = RawAttribute::new(AttributeType::new(0x8032), &[2, 0, 0, 0]);
+    let even = EvenPort::new(false);
+    let answer = direct.allocate_with(&mut anna, &[&even, &draft]);
+    let [v4, v6] = answer.relayed()[..] else { panic!("{:?}", answer.relayed()) };
+    assert!(v4.is_ipv4() && v6.is_ipv6());
+    for family in [V4, V6] {
+        let family = RequestedAddressFamily::new(family);
+        assert_eq!(direct.ask(&mut anna, REFRESH, &[&family]).error(), None);
+    }
+
+    let mut bert = User::bert("192.0.2.2:5000");
+    let requested = RequestedAddressFamily::new(V4);
+    assert_eq!(direct.allocate_with(&mut bert, &[&requested, &draft]).error(), Some(400));
 }
 
 #[test]

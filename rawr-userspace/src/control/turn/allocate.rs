@@ -14,7 +14,9 @@ use turn_types::attribute::{
 
 use super::allocation::{Allocation, Relay, family_of, place};
 use super::limit::UserIndex;
-use super::message::{Answer, MOBILITY_TICKET, Request, Success, bad_request};
+use super::message::{
+    ADDITIONAL_ADDRESS_FAMILY_DRAFT, Answer, MOBILITY_TICKET, Request, Success, bad_request,
+};
 use super::opening::{Missing, Opening, Want};
 use crate::control::authenticate::Authenticated;
 use crate::control::client::Over;
@@ -110,7 +112,10 @@ impl Server {
         let even = request.optional::<EvenPort>()?;
         let token = request.optional::<ReservationToken>()?.map(|it| it.token());
         let requested = request.family(RequestedAddressFamily::TYPE)?;
-        let additional = request.family(AdditionalAddressFamily::TYPE)?;
+        let additional = match request.family(AdditionalAddressFamily::TYPE)? {
+            None => request.family(ADDITIONAL_ADDRESS_FAMILY_DRAFT)?,
+            family => family,
+        };
         let has_dont_fragment = request.optional::<DontFragment>()?.is_some();
         if is_tcp {
             let is_stream = matches!(request.client.over, Over::Tcp(_) | Over::Tls(_));

@@ -26,6 +26,10 @@ use crate::control::server::Server;
 use crate::control::stun::{Head, Refusal};
 use crate::control::time::Now;
 
+/// ADDITIONAL-ADDRESS-FAMILY by the number that it had before RFC 8656 (§18.11) gave it another. coturn
+/// and its clients still use it; it is nobody else's, and understanding it is optional.
+pub(super) const ADDITIONAL_ADDRESS_FAMILY_DRAFT: AttributeType = AttributeType::new(0x8032);
+
 /// MOBILITY-TICKET (RFC 8016 §3.1).
 pub(super) const MOBILITY_TICKET: AttributeType = AttributeType::new(0x8030);
 
