@@ -11,6 +11,7 @@ pub mod lab;
 pub mod load;
 pub mod nat;
 pub mod netns;
+pub mod nice;
 pub mod packet;
 pub mod peer;
 pub mod privilege;

@@ -35,6 +35,17 @@ pub fn need_program(test: &str, program: &str, package: &str) -> bool {
     judge(test, without_program(program, package))
 }
 
+/// The same for a test that loads `library` of the Debian package `package`.
+///
+/// # Panics
+/// As [`need_root`].
+pub fn need_library(test: &str, library: &str, package: &str) -> bool {
+    let known = Command::new("/sbin/ldconfig").arg("-p").output();
+    let found = known.is_ok_and(|known| String::from_utf8_lossy(&known.stdout).contains(library));
+    let obstacle = format!("{library} is not installed (Debian package {package})");
+    judge(test, (!found).then_some(obstacle))
+}
+
 fn judge(test: &str, obstacle: Option<String>) -> bool {
     let Some(reason) = obstacle else { return true };
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} cannot run here: {reason}");

@@ -204,9 +204,13 @@ impl Daemon {
     /// restart may begin anew.
     pub fn traffic(&self) -> Result<Traffic> {
         let status = self.status()?;
+        let pairs = number(&status, "/slow_path/forwarded")?;
+        // To peers of TURN clients and back. What has not happened is not listed.
+        let relayed = ["/control/relayed_to_peer", "/control/relayed_to_client"]
+            .map(|path| status.pointer(path).and_then(Value::as_u64).unwrap_or(0));
         Ok(Traffic {
             kernel: number(&status, "/kernel/packets")?,
-            userspace: number(&status, "/slow_path/forwarded")?,
+            userspace: pairs + relayed.iter().sum::<u64>(),
         })
     }
 

@@ -15,11 +15,11 @@ use rawr_tests::browser::{Beliefs, Browser, Figures};
 use rawr_tests::lab::Family;
 use rawr_tests::privilege::need_program;
 use rawr_tests::process::eventually;
-use rawr_tests::rawr::{COUNTERS_SETTLE, Serve};
+use rawr_tests::rawr::{COUNTERS_SETTLE, Serve, Traffic};
 use rawr_tests::scene::{Scene, scenario};
 use rawr_tests::topology::{INTERNET, Site, two_homes_at};
 use rcgen::PublicKeyData;
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 const NAME_IPV4: &str = "turn.example.net";
@@ -83,15 +83,6 @@ impl Homes {
         }
         Ok(call)
     }
-
-    /// Datagrams that userspace relayed, in one way or the other.
-    fn by_userspace(&self) -> Result<u64> {
-        let status = self.site.root.status()?;
-        // What has not happened is not listed.
-        let count = |path| status.pointer(path).and_then(Value::as_u64).unwrap_or(0);
-        let control = ["/control/relayed_to_peer", "/control/relayed_to_client"].map(count);
-        Ok(self.site.root.traffic()?.userspace + control[0] + control[1])
-    }
 }
 
 struct Call {
@@ -144,13 +135,11 @@ fn calls_over_udp_are_forwarded_by_the_kernel() {
             let call = homes.call(scene, &format!("turn:{name}:3478?transport=udp"))?;
             call.prove("udp")?;
             std::thread::sleep(COUNTERS_SETTLE);
-            let (kernel, userspace) = (homes.site.root.traffic()?.kernel, homes.by_userspace()?);
-            let before = call.figures()?;
+            let (traffic, before) = (homes.site.root.traffic()?, call.figures()?);
             std::thread::sleep(SPAN);
             let after = call.figures()?;
             std::thread::sleep(COUNTERS_SETTLE);
-            let kernel = homes.site.root.traffic()?.kernel - kernel;
-            let userspace = homes.by_userspace()? - userspace;
+            let Traffic { kernel, userspace } = homes.site.root.traffic()?.since(traffic);
             let media = |count: fn(&Figures) -> u64| -> u64 {
                 after.iter().map(count).sum::<u64>() - before.iter().map(count).sum::<u64>()
             };

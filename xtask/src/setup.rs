@@ -3,6 +3,7 @@
 //! It says what it is about to install, and why, before it does. Where nothing is missing it is quiet.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
@@ -17,7 +18,7 @@ struct Package {
 }
 
 /// What tests and benchmarks run: a program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, Package); 6] = [
+const PROGRAMS: [(&str, Package); 7] = [
     ("ip", Package { name: "iproute2", reason: "network namespaces of tests and benchmarks" }),
     ("nft", Package { name: "nftables", reason: "the NATs between the namespaces of tests" }),
     (
@@ -29,8 +30,15 @@ const PROGRAMS: [(&str, Package); 6] = [
         Package { name: "coturn", reason: "its tools test TURN, and benchmarks compare with it" },
     ),
     ("chromium", Package { name: "chromium", reason: "calls between browsers in tests" }),
+    ("python3", Package { name: "python3", reason: "calls the library libnice in tests" }),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
 ];
+
+/// Libraries that tests load, as the loader names them.
+const LIBRARIES: [(&str, Package); 1] = [(
+    "libnice.so.10",
+    Package { name: "libnice10", reason: "an ICE agent, which tests TURN as GStreamer would" },
+)];
 
 /// A compiler that has `core` for BPF, where rustup has no nightly with `rust-src`.
 const COMPILER: [Package; 3] = [
@@ -81,11 +89,10 @@ fn print_toolchain(Toolchain { compiler, linker, llvm }: &Toolchain) {
 }
 
 fn missing_packages() -> Result<Vec<Package>> {
-    let mut missing: Vec<Package> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !is_installed(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let programs = PROGRAMS.iter().filter(|(program, _)| !is_installed(program));
+    let libraries = LIBRARIES.iter().filter(|(library, _)| !can_load(library));
+    let mut missing: Vec<Package> =
+        programs.chain(libraries).map(|(_, package)| *package).collect();
     match Compiler::find() {
         Ok(compiler) if toolchain::find_llvm(&compiler).is_none() => missing.push(LLVM),
         Ok(_) => {}
@@ -94,6 +101,12 @@ fn missing_packages() -> Result<Vec<Package>> {
         Err(named) => bail!("{named}; unset it or name another cargo"),
     }
     Ok(missing)
+}
+
+/// Whether the loader knows a library.
+fn can_load(library: &str) -> bool {
+    let known = Command::new("/sbin/ldconfig").arg("-p").output();
+    known.is_ok_and(|known| String::from_utf8_lossy(&known.stdout).contains(library))
 }
 
 fn install_packages(packages: &[Package]) -> Result<()> {
