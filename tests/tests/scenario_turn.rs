@@ -324,6 +324,27 @@ fn stun_clients_learn_their_address_and_their_nat() {
     });
 }
 
+/// Consoles and pages for administrators have been ways in.
+#[test]
+fn nothing_listens_but_what_the_configuration_names() {
+    turn("nothing_listens_but_what_the_configuration_names", |scene, _| {
+        let said = scene.lab.at("server")?.sh("ss --no-header --listening --numeric -t -u")?;
+        let mut ports: Vec<_> = said.lines().filter_map(listening).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let named = [("tcp", 3478), ("tcp", 5349), ("udp", 3478), ("udp", 3479)];
+        ensure!(ports == named, "{said}");
+        Ok(())
+    });
+}
+
+/// Protocol and port in a line of `ss`.
+fn listening(line: &str) -> Option<(&str, u16)> {
+    let mut words = line.split_whitespace();
+    let (protocol, local) = (words.next()?, words.nth(3)?);
+    Some((protocol, local.rsplit_once(':')?.1.parse().ok()?))
+}
+
 #[test]
 fn allocations_end_with_their_clients() {
     turn("allocations_end_with_their_clients", |scene, site| {

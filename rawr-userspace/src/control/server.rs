@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{CryptoRng, Rng, SeedableRng};
 use rawr_proto::{
     Attributes, Class, Datagram, DecodeError, Decoded, ErrorCode, Head, IntegrityKey, Message,
     Method, NonceError, NonceKey, SecurityFeatures, TransactionId, classify, decode, peek,
@@ -27,6 +27,12 @@ use super::store::{Index, Store};
 use super::time::Now;
 use super::turn::{Turn, is_turn};
 use super::users::Users;
+
+/// Nonces, tickets and tokens are drawn from it: nobody may guess them.
+const _: () = {
+    const fn is_unpredictable<R: CryptoRng>() {}
+    is_unpredictable::<StdRng>();
+};
 
 /// Answers per second to sources of one prefix that want them at another port (RFC 5780 §9).
 const RESPONSE_PORTS_PER_SECOND: u32 = 16;

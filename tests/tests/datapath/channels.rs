@@ -150,6 +150,23 @@ fn an_entry_is_found_in_each_of_its_places_and_in_no_other() {
 }
 
 #[test]
+fn a_channel_bound_anew_leads_to_its_new_peer_alone() {
+    let Some(mut relay) = Relay::new("a_channel_bound_anew_leads_to_its_new_peer_alone") else {
+        return;
+    };
+    for mut route in arriving() {
+        relay.forwards(&route, &route.packet());
+        relay.install(&route, rawr_common::flow::VACANT);
+        relay.passes(&route.packet().frame(), Reason::NoFlow);
+        // The same key in the same place, as after the channel has expired and was bound again.
+        route.to.1.set_port(route.to.1.port() + 1_000);
+        relay.install(&route, 2);
+        relay.forwards(&route, &route.packet());
+        assert_eq!(relay.counters(&route).packets, 1, "a new flow has counters of its own");
+    }
+}
+
+#[test]
 fn half_of_a_replaced_translation_between_channels_is_not_used() {
     let Some(mut relay) = Relay::new("half_of_a_replaced_translation_between_channels_is_not_used")
     else {

@@ -158,6 +158,62 @@ fn padding_of_answers_is_zero() {
 }
 
 #[test]
+fn nothing_of_a_stranger_comes_back_in_an_error() {
+    let mut direct = Direct::new();
+    let name = "%s%n${jndi}<script>\r\n";
+    for nonce in [None, Some("%n%n%n%n".to_owned())] {
+        let mut stranger = User { nonce, ..User::anna("192.0.2.1:5000") };
+        stranger.name = name.to_owned();
+        let transaction = direct.transaction();
+        let udp = RequestedTransport::new(RequestedTransport::UDP);
+        let bytes = stranger.sign(ALLOCATE, transaction, &[&udp]);
+        let answer = only(direct.control(&stranger.client, &bytes)).unwrap().bytes;
+        assert!(matches!(super::direct::Answer(answer.clone()).error(), Some(401 | 438)));
+        let has = |needle: &[u8]| answer.windows(needle.len()).any(|window| window == needle);
+        assert!(!has(b"%n") && !has(b"script"), "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[test]
+fn messages_are_read_at_any_alignment() {
+    let mut direct = Direct::new();
+    for offset in 0..8 {
+        let mut anna = User::anna(&format!("192.0.2.1:{}", 5_000 + offset));
+        anna.nonce = Some(direct.nonce(&anna.client));
+        let transaction = direct.transaction();
+        let udp = RequestedTransport::new(RequestedTransport::UDP);
+        let signed = anna.sign(ALLOCATE, transaction, &[&udp]);
+        let shifted = [&[0; 8][..offset], &signed].concat();
+        let sent = only(direct.control(&anna.client, &shifted[offset..])).unwrap();
+        assert_eq!(super::direct::Answer(sent.bytes).error(), None);
+    }
+    assert_eq!(direct.server.allocation_count(), 8);
+}
+
+#[test]
+fn ipv6_prefixes_are_compared_as_numbers() {
+    let mut config = config();
+    config.peers.allow = vec!["2001:db8::/32".parse().unwrap()];
+    config.peers.deny = vec!["2001:db8:10:ff00::/56".parse().unwrap()];
+    let mut direct = Direct::with(config);
+    let mut anna = User::anna("192.0.2.1:5000");
+    direct.allocate_with(&mut anna, &[&RequestedAddressFamily::new(AddressFamily::IPV6)]);
+    // Each byte of those outside is also one of the range's first or last address.
+    for (peer, error) in [
+        ("2001:db8:10:ff00::", Some(403)),
+        ("2001:db8:10:ff00:ffff::1", Some(403)),
+        ("2001:db8:10:ffff:ffff:ffff:ffff:ffff", Some(403)),
+        ("2001:db8:10:feff:ffff:ffff:ffff:ffff", None),
+        ("2001:db8:11::", None),
+        ("2001:db8:f:ffff::", None),
+        ("2001:db9:10:ff00::", None),
+    ] {
+        let peer = SocketAddr::new(peer.parse().unwrap(), 1);
+        assert_eq!(direct.permit(&mut anna, peer), error, "{peer}");
+    }
+}
+
+#[test]
 fn even_port_without_reservation_opens_one_port() {
     let mut direct = Direct::new();
     for port in 0..50 {
