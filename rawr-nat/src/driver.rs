@@ -347,6 +347,6 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the driver")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

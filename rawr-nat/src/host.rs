@@ -78,7 +78,7 @@ pub fn default_gateway() -> Option<IpAddr> {
 }
 
 /// The source address that the kernel would choose. Nothing is sent.
-fn local_address_towards(server: SocketAddr) -> Option<IpAddr> {
+pub(crate) fn local_address_towards(server: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -6,6 +6,7 @@
 //!
 //! [`Bridge`] holds a name at a server, finds the holders of others, and introduces itself to them, for
 //! peers that have no secret in common yet.
+//! [`classify`] finds out what the NATs before a host do, in the terms of RFC 4787.
 //!
 //! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
 //! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
@@ -15,6 +16,7 @@
 
 mod attachment;
 mod bridge;
+pub mod classify;
 #[cfg(feature = "tokio")]
 mod driver;
 mod exchange;
@@ -22,9 +24,11 @@ mod health;
 #[cfg(feature = "tokio")]
 mod host;
 mod identity;
+mod nat;
 mod path;
 mod peer;
 mod request;
+mod socket_id;
 
 pub use attachment::{
     Attachment, AttachmentConfig, AttachmentEvent, AttachmentOutput, AttachmentState, LostReason,
@@ -44,7 +48,9 @@ pub use host::{Host, LinuxHost, default_gateway};
 #[cfg(feature = "tokio")]
 pub use identity::IdentityFileError;
 pub use identity::{Identity, ParseKeyError, PublicKey, WeakKey};
+pub use nat::{Behaviour, Filtering, Mapping, Ports};
 pub use peer::{
     Interface, PathInfo, PathKind, Peer, PeerConfig, PeerEvent, PeerOutput, ServerConfig,
 };
 pub use rawr_proto::Credentials;
+pub use socket_id::SocketId;
