@@ -8,7 +8,7 @@ use rawr_proto::TransactionId;
 use crate::socket_id::SocketId;
 
 /// Until the first repetition.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Until each further one.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -49,7 +49,7 @@ pub(super) struct Ask<P> {
     pub(super) ttl: Option<u8>,
     /// When it was sent first.
     pub(super) first: Instant,
-    pub(super) tries: u32,
+    tries: u32,
     bytes: Vec<u8>,
 }
 
@@ -71,6 +71,10 @@ impl<P> Ask<P> {
         now: Instant,
     ) -> Self {
         Self { socket, to, transaction, purpose, ttl: None, first: now, tries: 0, bytes }
+    }
+
+    pub(super) const fn is_repeated(&self) -> bool {
+        self.tries > 1
     }
 
     pub(super) fn poll(&mut self, now: Instant, patience: Patience) -> Due {
@@ -105,13 +109,17 @@ fn repetition(tries: u32) -> Duration {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "any instant does as the origin")]
 mod tests {
     use super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "any instant does as the origin")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
     /// When an unanswered request was sent, and given up, in ms.
     fn life(patience: Patience) -> (Vec<u128>, u128) {
-        let start = Instant::now();
+        let start = start();
         let to = "192.0.2.1:3478".parse().unwrap();
         let message = (TransactionId([0; 12]), vec![1]);
         let mut ask = Ask::new(SocketId(0), to, message, (), start);
@@ -137,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_late_timer_makes_no_burst() {
-        let start = Instant::now();
+        let start = start();
         let to = "192.0.2.1:3478".parse().unwrap();
         let mut ask = Ask::new(SocketId(0), to, (TransactionId([0; 12]), vec![]), (), start);
         let late = start + Duration::from_millis(600);

@@ -25,6 +25,8 @@ use crate::socket_id::SocketId;
 
 /// Longest datagram that is read. Answers are shorter.
 const MAX_DATAGRAM: usize = 2048;
+/// Pause after an error.
+const AFTER_ERROR: Duration = Duration::from_millis(1);
 /// What has come and waits.
 const QUEUE: usize = 256;
 
@@ -36,7 +38,10 @@ const QUEUE: usize = 256;
 pub async fn run(mut config: ClassifyConfig) -> io::Result<Report> {
     if config.local.is_empty() {
         let interfaces = LinuxHost.interfaces(config.servers.first().copied())?;
-        config.local = interfaces.into_iter().map(|interface| interface.address).collect();
+        let addresses = interfaces.into_iter().map(|interface| interface.address);
+        // A server on this host has it use an address that others cannot reach.
+        let towards = config.servers.iter().copied().filter_map(local_address_towards);
+        config.local = addresses.chain(towards).collect();
     }
     let mut report = classify(&config).await;
     if !config.silences.is_empty() {
@@ -266,8 +271,8 @@ async fn receive(id: SocketId, socket: Arc<UdpSocket>, sender: mpsc::Sender<Even
     loop {
         let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
             // An ICMP error about something sent before: the next datagram may be good. Whatever else
-            // it is must not keep the others from running.
-            tokio::task::yield_now().await;
+            // it is must not take all the time.
+            tokio::time::sleep(AFTER_ERROR).await;
             continue;
         };
         let bytes = buffer[..length].to_vec();

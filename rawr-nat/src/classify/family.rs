@@ -99,25 +99,23 @@ struct Stream {
     order: u32,
 }
 
-/// How long answers have taken.
-#[derive(Clone, Copy, Debug, Default)]
-struct Times {
-    least: Option<Duration>,
-    /// The longest among requests that were sent once.
-    prompt: Option<Duration>,
-    /// The longest among the others: too long, by what was lost.
-    late: Option<Duration>,
-}
+/// The least time that each server has taken to answer.
+#[derive(Clone, Debug, Default)]
+struct Times(BTreeMap<SocketAddr, Duration>);
 
 impl Times {
-    fn add(&mut self, time: Duration, is_prompt: bool) {
-        let longest = if is_prompt { &mut self.prompt } else { &mut self.late };
-        *longest = (*longest).max(Some(time));
-        self.least = Some(self.least.map_or(time, |least| least.min(time)));
+    fn add(&mut self, server: SocketAddr, time: Duration) {
+        let least = self.0.entry(server).or_insert(time);
+        *least = time.min(*least);
     }
 
-    fn patience(self) -> Patience {
-        self.prompt.or(self.late).map_or(Patience::UNKNOWN, Patience::of)
+    fn least(&self) -> Option<Duration> {
+        self.0.values().min().copied()
+    }
+
+    /// What the farthest server needs.
+    fn patience(&self) -> Patience {
+        self.0.values().max().map_or(Patience::UNKNOWN, |longest| Patience::of(*longest))
     }
 }
 
@@ -255,14 +253,15 @@ impl Family {
         let answer = answer.filter(|answer| answer.transaction == stream.transaction);
         let Some(seen) = answer.and_then(|answer| answer.seen) else { return };
         // A connection takes a round trip, too.
-        self.times.add(now.saturating_duration_since(stream.started) / 2, false);
+        let took = now.saturating_duration_since(stream.started);
+        self.times.add(stream.to, took / 2);
         self.tcp.push(Observation {
             source: stream.port,
             local,
             to: stream.to,
             seen,
             order: stream.order,
-            is_prompt: true,
+            took,
         });
     }
 
@@ -292,9 +291,10 @@ impl Family {
         self.outputs.pop_front()
     }
 
-    /// Whether nothing more can come but routers' addresses, which nobody waits for.
+    /// Whether nothing more can come but addresses of routers that keep silent, as many do.
     pub(super) fn is_done(&self) -> bool {
-        let is_awaited = |ask: &Ask<Purpose>| !matches!(ask.purpose, Purpose::Router);
+        let is_awaited =
+            |ask: &Ask<Purpose>| !matches!(ask.purpose, Purpose::Router) || !ask.is_repeated();
         self.streams.is_empty()
             && !self.asks.iter().any(is_awaited)
             && self.sockets.values().all(|socket| socket.local.is_some())
@@ -326,7 +326,7 @@ impl Family {
             double_nat: double_nat.filter(|_| seen.is_some()),
             discovery: self.discoveries.iter().map(|discovery| discovery.server).collect(),
             mapping_lifetime: None,
-            round_trip: self.times.least,
+            round_trip: self.times.least(),
         }
     }
 
@@ -351,12 +351,12 @@ impl Family {
         order: u32,
         answer: binding::Answer,
     ) {
-        let is_prompt = ask.tries == 1;
-        self.times.add(now.saturating_duration_since(ask.first), is_prompt);
+        let took = now.saturating_duration_since(ask.first);
+        self.times.add(ask.to, took);
         let local = self.sockets.get(&ask.socket).and_then(|socket| socket.local);
         let Some((local, seen)) = local.zip(answer.seen) else { return };
         let source = ask.socket.0;
-        self.udp.push(Observation { source, local, to: ask.to, seen, order, is_prompt });
+        self.udp.push(Observation { source, local, to: ask.to, seen, order, took });
         if let Some(discovery) = answer.other.and_then(|other| Discovery::new(ask.to, other)) {
             self.discover(now, discovery);
         }

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use super::ask::FIRST_PAUSE;
 use super::ports::{self, Mapped};
 use super::report::Evidence;
 use crate::nat::{Behaviour, Mapping, Ports};
@@ -23,8 +25,8 @@ pub(super) struct Observation {
     pub(super) seen: SocketAddr,
     /// Requests are numbered as they are sent first.
     pub(super) order: u32,
-    /// Whether the first transmission was answered, so that `order` is that of the mapping, too.
-    pub(super) is_prompt: bool,
+    /// From the first transmission to the answer.
+    pub(super) took: Duration,
 }
 
 /// Behaviour without filtering and hairpinning, which other tests tell; `None` without answers.
@@ -136,10 +138,18 @@ fn mappings(observations: &[Observation], mapping: Mapping) -> Vec<Mapped> {
             local: first.local.port(),
             external: seen.port(),
             order: first.order,
-            is_prompt: first.is_prompt,
+            is_prompt: is_prompt(first, observations),
         })
     });
     mapped.collect()
+}
+
+/// Whether it was the first transmission that was answered, so that the mapping was made in its turn:
+/// a repetition's answer comes later than the fastest one of that server by the pause before it.
+fn is_prompt(observation: &Observation, observations: &[Observation]) -> bool {
+    let others = observations.iter().filter(|other| other.to == observation.to);
+    let least = others.map(|other| other.took).min().unwrap_or_default();
+    observation.took < least + FIRST_PAUSE
 }
 
 /// Answers that contradict the verdict.
@@ -193,7 +203,7 @@ mod tests {
                     to: server.parse().unwrap(),
                     seen: SocketAddr::new([203, 0, 113, 11].into(), port(source, number)),
                     order: observations.len() as u32,
-                    is_prompt: true,
+                    took: Duration::from_millis(1),
                 });
             }
         }

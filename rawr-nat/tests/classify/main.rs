@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+#[cfg(feature = "tokio")]
+mod driver;
 mod kinds;
 mod lifetime;
 mod net;

@@ -9,14 +9,14 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rawr_nat::SocketId;
 use rawr_proto::{ChangeRequest, OtherAddress, ResponsePort, parse_stun};
-use stun_types::attribute::{AttributeWriteExt as _, XorMappedAddress};
+use stun_types::attribute::XorMappedAddress;
 use stun_types::message::{
     BINDING, Message, MessageClass, MessageType, MessageWrite, MessageWriteVec,
 };
 
 /// How a NAT chooses, in the simulation's own words, so that the verdict is not compared with itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Maps {
+pub(crate) enum Maps {
     /// No translation, a firewall at most.
     Nothing,
     PerSocket,
@@ -25,14 +25,15 @@ pub enum Maps {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admits {
+pub(crate) enum Admits {
     Everybody,
     KnownAddresses,
     KnownEndpoints,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gives {
+pub(crate) enum Gives {
+    /// The socket's own, while no other mapping has it.
     Kept,
     Next(i16),
     Within(u16, u16),
@@ -41,29 +42,29 @@ pub enum Gives {
 
 /// A network to be classified.
 #[derive(Clone, Debug)]
-pub struct Scene {
-    pub maps: Maps,
-    pub admits: Admits,
-    pub gives: Gives,
-    pub hairpins: bool,
-    pub blocks_udp: bool,
-    pub tcp: bool,
+pub(crate) struct Scene {
+    pub(crate) maps: Maps,
+    pub(crate) admits: Admits,
+    pub(crate) gives: Gives,
+    pub(crate) hairpins: bool,
+    pub(crate) blocks_udp: bool,
+    pub(crate) tcp: bool,
     /// Parts in a thousand that are lost, each way.
-    pub loss: u32,
+    pub(crate) loss: u32,
     /// To the servers and back.
-    pub rtt: Duration,
+    pub(crate) rtt: Duration,
     /// The datagram with this number, from 0, is sent from a mapping of its own.
-    pub odd: Option<u32>,
+    pub(crate) odd: Option<u32>,
     /// After so long without traffic a mapping is gone.
-    pub keeps: Duration,
+    pub(crate) keeps: Duration,
     /// Whether the servers have other addresses.
-    pub discovery: bool,
+    pub(crate) discovery: bool,
     /// Other hosts' flows for each of ours, at most.
-    pub foreign: u16,
+    pub(crate) foreign: u16,
 }
 
 impl Scene {
-    pub fn new(maps: Maps, admits: Admits, gives: Gives) -> Self {
+    pub(crate) fn new(maps: Maps, admits: Admits, gives: Gives) -> Self {
         Self {
             maps,
             admits,
@@ -83,13 +84,7 @@ impl Scene {
 
 /// Something that arrives at the host.
 #[derive(Debug)]
-pub struct Arrival {
-    pub at: Instant,
-    pub what: What,
-}
-
-#[derive(Debug)]
-pub enum What {
+pub(crate) enum Arrival {
     Datagram { socket: SocketId, from: SocketAddr, bytes: Vec<u8> },
     Stream { stream: u32, answer: Option<(SocketAddr, Vec<u8>)> },
     Router { socket: SocketId, router: IpAddr },
@@ -106,26 +101,26 @@ struct Mapping {
 
 /// The network in use.
 #[derive(Debug)]
-pub struct Net {
-    pub scene: Scene,
+pub(crate) struct Net {
+    pub(crate) scene: Scene,
     /// The host's own address.
-    pub own: IpAddr,
+    pub(crate) own: IpAddr,
     /// The NAT's.
-    pub external: IpAddr,
+    pub(crate) external: IpAddr,
     /// Four endpoints of each server.
     servers: Vec<[SocketAddr; 4]>,
     mappings: HashMap<(u32, Option<IpAddr>, Option<u16>), Mapping>,
     next_port: u16,
     sent: u32,
     rng: StdRng,
-    arrivals: BTreeMap<(Instant, u32), What>,
+    arrivals: BTreeMap<(Instant, u32), Arrival>,
     count: u32,
     /// Datagrams that the host has sent.
-    pub datagrams: u32,
+    pub(crate) datagrams: u32,
 }
 
 impl Net {
-    pub fn new(scene: Scene, is_ipv6: bool, seed: u64) -> Self {
+    pub(crate) fn new(scene: Scene, is_ipv6: bool, seed: u64) -> Self {
         let ip = |v4: &str, v6: &str| -> IpAddr {
             if is_ipv6 { v6.parse().unwrap() } else { v4.parse().unwrap() }
         };
@@ -151,27 +146,26 @@ impl Net {
         }
     }
 
-    pub fn server(&self) -> SocketAddr {
+    pub(crate) fn server(&self) -> SocketAddr {
         self.servers[0][0]
     }
 
     /// Both addresses of the server, as if they were two servers.
-    pub fn two_servers(&self) -> Vec<SocketAddr> {
+    pub(crate) fn two_servers(&self) -> Vec<SocketAddr> {
         vec![self.servers[0][0], self.servers[0][2]]
     }
 
-    pub fn next_arrival(&self) -> Option<Instant> {
+    pub(crate) fn next_arrival(&self) -> Option<Instant> {
         self.arrivals.keys().next().map(|(at, _)| *at)
     }
 
-    pub fn arrival(&mut self, now: Instant) -> Option<Arrival> {
+    pub(crate) fn arrival(&mut self, now: Instant) -> Option<Arrival> {
         let key = *self.arrivals.keys().next().filter(|(at, _)| *at <= now)?;
-        let what = self.arrivals.remove(&key)?;
-        Some(Arrival { at: key.0, what })
+        self.arrivals.remove(&key)
     }
 
     /// The host sends a datagram.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         now: Instant,
         (socket, local): (SocketId, SocketAddr),
@@ -186,7 +180,7 @@ impl Net {
         if ttl.is_some_and(|hops| hops < 3) {
             let router = if ttl == Some(1) { [10, 0, 1, 1] } else { [100, 64, 0, 1] };
             let at = now + self.scene.rtt / 4;
-            self.push(at, What::Router { socket, router: router.into() });
+            self.push(at, Arrival::Router { socket, router: router.into() });
             return;
         }
         let source = self.translate(now, socket, local, to);
@@ -203,7 +197,7 @@ impl Net {
     }
 
     /// The host connects over TCP: the port is mapped as those of UDP are.
-    pub fn connect(
+    pub(crate) fn connect(
         &mut self,
         now: Instant,
         stream: u32,
@@ -219,14 +213,14 @@ impl Net {
             Some((local, answer))
         });
         let at = now + self.scene.rtt * 2;
-        self.push(at, What::Stream { stream, answer: answer.flatten() });
+        self.push(at, Arrival::Stream { stream, answer: answer.flatten() });
     }
 
     fn is_lost(&mut self) -> bool {
         self.rng.random_range(0..1000) < self.scene.loss
     }
 
-    fn push(&mut self, at: Instant, what: What) {
+    fn push(&mut self, at: Instant, what: Arrival) {
         self.count += 1;
         self.arrivals.insert((at, self.count), what);
     }
@@ -264,7 +258,8 @@ impl Net {
             return local;
         }
         match self.scene.gives {
-            Gives::Kept => local,
+            Gives::Kept if self.mappings.values().all(|each| each.external != local) => local,
+            Gives::Kept => self.free(1024, 65_535),
             Gives::Next(step) => {
                 let foreign = self.rng.random_range(0..=self.scene.foreign);
                 let by = step.wrapping_mul(foreign.cast_signed() + 1);
@@ -300,11 +295,10 @@ impl Net {
         if let Some(mapping) = self.mappings.values_mut().find(is_admitted) {
             let socket = mapping.socket;
             assert_eq!(mapping.local.is_ipv6(), from.is_ipv6());
-            self.push(at, What::Datagram { socket, from, bytes });
+            self.push(at, Arrival::Datagram { socket, from, bytes });
         }
     }
 
-    /// What a server of RFC 5780 says to `bytes`: from where, to where, what.
     fn answer(
         &self,
         source: SocketAddr,
@@ -312,20 +306,31 @@ impl Net {
         bytes: &[u8],
     ) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
         let endpoints = self.servers.iter().find(|endpoints| endpoints.contains(&to))?;
-        let message = parse_stun(bytes).filter(|it| it.has_class(MessageClass::Request))?;
-        let kind = MessageType::from_class_method(MessageClass::Success, BINDING);
-        let transaction = message.transaction_id();
-        let mut out = Message::builder(kind, transaction, MessageWriteVec::new());
-        out.push_attribute_unchecked(&XorMappedAddress::new(source, transaction));
-        if !self.scene.discovery {
-            let asks_more = message.attribute::<ChangeRequest>().is_ok();
-            return (!asks_more).then(|| (to, source, out.finish()));
-        }
-        let position = endpoints.iter().position(|endpoint| *endpoint == to)?;
-        out.push_attribute_unchecked(&OtherAddress(endpoints[position ^ 3]));
-        let change = message.attribute::<ChangeRequest>().unwrap_or_default();
-        let from = endpoints[position ^ (usize::from(change.ip) << 1) ^ usize::from(change.port)];
-        let port = message.attribute::<ResponsePort>().map_or(source.port(), |it| it.0);
-        Some((from, SocketAddr::new(source.ip(), port), out.finish()))
+        answer(endpoints, self.scene.discovery, (source, to), bytes)
     }
+}
+
+/// What a server with these endpoints says to `bytes`, which came from one to another address: from
+/// where, to where, what. Without `discovery` it is a plain one.
+pub(crate) fn answer(
+    endpoints: &[SocketAddr; 4],
+    discovery: bool,
+    (source, to): (SocketAddr, SocketAddr),
+    bytes: &[u8],
+) -> Option<(SocketAddr, SocketAddr, Vec<u8>)> {
+    let message = parse_stun(bytes).filter(|it| it.has_class(MessageClass::Request))?;
+    let kind = MessageType::from_class_method(MessageClass::Success, BINDING);
+    let transaction = message.transaction_id();
+    let mut out = Message::builder(kind, transaction, MessageWriteVec::new());
+    out.push_attribute_unchecked(&XorMappedAddress::new(source, transaction));
+    if !discovery {
+        let asks_more = message.attribute::<ChangeRequest>().is_ok();
+        return (!asks_more).then(|| (to, source, out.finish()));
+    }
+    let position = endpoints.iter().position(|endpoint| *endpoint == to)?;
+    out.push_attribute_unchecked(&OtherAddress(endpoints[position ^ 3]));
+    let change = message.attribute::<ChangeRequest>().unwrap_or_default();
+    let from = endpoints[position ^ (usize::from(change.ip) << 1) ^ usize::from(change.port)];
+    let port = message.attribute::<ResponsePort>().map_or(source.port(), |it| it.0);
+    Some((from, SocketAddr::new(source.ip(), port), out.finish()))
 }

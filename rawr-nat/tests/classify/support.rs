@@ -6,32 +6,31 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use rawr_nat::SocketId;
 use rawr_nat::classify::{
     Classifier, ClassifyConfig, ClassifyOutput, FamilyReport, Lifetime, LifetimeOutput,
     LifetimeTest, Report, StreamId,
 };
 
-use crate::net::{Net, What};
+use crate::net::{Arrival, Net};
 
 /// What came out.
 #[derive(Debug)]
-pub struct Outcome {
-    pub report: Report,
+pub(crate) struct Outcome {
+    pub(crate) report: Report,
     /// Of the family that the network has.
-    pub family: FamilyReport,
-    pub took: Duration,
-    pub datagrams: u32,
+    pub(crate) family: FamilyReport,
+    pub(crate) took: Duration,
+    pub(crate) datagrams: u32,
 }
 
 /// Classifies a network by its one server with two addresses.
-pub fn classify(net: Net, seed: u64) -> Outcome {
+pub(crate) fn classify(net: Net, seed: u64) -> Outcome {
     let servers = vec![net.server()];
     classify_by(net, servers, seed)
 }
 
 /// Classifies a network by these servers.
-pub fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome {
+pub(crate) fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome {
     let mut config = ClassifyConfig::new(servers);
     config.local = vec![net.own];
     let start = start();
@@ -66,15 +65,15 @@ pub fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome
         assert!(due >= now, "a timeout in the past");
         now = due.min(net.next_arrival().unwrap_or(due));
         while let Some(arrival) = net.arrival(now) {
-            match arrival.what {
-                What::Datagram { socket, from, bytes } => {
+            match arrival {
+                Arrival::Datagram { socket, from, bytes } => {
                     machine.handle_datagram(now, socket, from, &bytes);
                 }
-                What::Stream { stream, answer } => {
+                Arrival::Stream { stream, answer } => {
                     let answer = answer.as_ref().map(|(local, bytes)| (*local, bytes.as_slice()));
                     machine.handle_stream(now, StreamId(stream), answer);
                 }
-                What::Router { socket, router } => machine.handle_router(now, socket, router),
+                Arrival::Router { socket, router } => machine.handle_router(now, socket, router),
             }
         }
         if due <= now {
@@ -84,7 +83,7 @@ pub fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome
 }
 
 /// Looks for mappings after these silences. Returns what was found and what it took.
-pub fn lifetime(mut net: Net, silences: &[Duration]) -> (Option<Lifetime>, Duration) {
+pub(crate) fn lifetime(mut net: Net, silences: &[Duration]) -> (Option<Lifetime>, Duration) {
     let start = start();
     let mut machine = LifetimeTest::new(net.server(), silences, 7);
     let mut ports = Ports::new(7);
@@ -104,7 +103,7 @@ pub fn lifetime(mut net: Net, silences: &[Duration]) -> (Option<Lifetime>, Durat
         let due = machine.poll_timeout().unwrap();
         now = due.min(net.next_arrival().unwrap_or(due));
         while let Some(arrival) = net.arrival(now) {
-            if let What::Datagram { socket, from, bytes } = arrival.what {
+            if let Arrival::Datagram { socket, from, bytes } = arrival {
                 machine.handle_datagram(now, socket, from, &bytes);
             }
         }

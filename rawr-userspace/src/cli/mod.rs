@@ -4,6 +4,7 @@ mod args;
 mod config;
 mod daemon;
 mod doctor;
+mod netcheck;
 mod peer;
 mod serve;
 mod status;
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 pub use self::args::{DaemonArgs, OutputArgs, ServeArgs};
 pub use self::config::ConfigArgs;
 pub use self::doctor::DoctorArgs;
+pub use self::netcheck::NetcheckArgs;
 pub use self::peer::PeerArgs;
 use crate::admin::Request;
 
@@ -46,6 +48,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Tell what on this host would break or slow forwarding, and how to mend it
     Doctor(Box<DoctorArgs>),
+    /// Tell what the NATs before this host do, and which peers it reaches directly
+    Netcheck(NetcheckArgs),
     /// Join a session: carry an application's datagrams to the other peer
     Peer(Box<PeerArgs>),
     /// Check a configuration file, or make one from coturn's
@@ -89,6 +93,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(*args),
             Command::Doctor(args) => return doctor::run(*args),
+            Command::Netcheck(args) => return netcheck::run(&args),
             Command::Peer(args) => peer::run(*args),
             Command::Config(args) => return config::run(&args),
             Command::Status { daemon, output } => status::run(Request::Status, &daemon, output),
