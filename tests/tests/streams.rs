@@ -674,3 +674,19 @@ async fn the_daemon_tells_clients_over_tcp_and_tls_their_address() {
     let own = plain.local_addr().unwrap();
     ask_daemon(&mut plain, own).await;
 }
+
+#[tokio::test]
+async fn the_daemon_answers_every_stream_of_a_burst() {
+    let (authority, port) = (Authority::new("burst"), 20_680);
+    let mut daemon = Daemon::start(&authority, port);
+    let mut streams = Vec::new();
+    for _ in 0..200 {
+        streams.push(daemon.connect(port).await);
+    }
+    for stream in &streams {
+        assert_eq!(stream.try_write(&binding(7)).unwrap(), 20);
+    }
+    for stream in &mut streams {
+        assert_eq!(read_exactly(stream, 32).await[..2], [1, 1]);
+    }
+}

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::clock;
 use super::control_socket::{Buffers, ControlSocket};
+use super::events::burst;
 use super::listeners::BindingAnswers;
 use super::netlink::{NetworkEvent, NextHopResolver};
 use super::ports::Ports;
@@ -206,23 +207,17 @@ impl Driver {
 
     fn on_control(&mut self, first: ControlDatagram, more: &mut mpsc::Receiver<ControlDatagram>) {
         let now = now();
-        let mut next = Some(first);
-        for _ in 0..BURST {
-            let Some(ControlDatagram { local, from, bytes }) = next else { break };
+        for ControlDatagram { local, from, bytes } in burst(first, more, BURST) {
             self.server.handle_control(now, &Client::udp(local, from), &bytes);
             self.obey(now);
-            next = more.try_recv().ok();
         }
     }
 
     fn on_stray(&mut self, first: Unclaimed, more: &mut mpsc::Receiver<Unclaimed>) {
         let now = now();
-        let mut next = Some(first);
-        for _ in 0..BURST {
-            let Some(Unclaimed { local, from, bytes }) = next else { break };
+        for Unclaimed { local, from, bytes } in burst(first, more, BURST) {
             self.server.handle_data(now, local, from, &bytes);
             self.obey(now);
-            next = more.try_recv().ok();
         }
     }
 

@@ -8,16 +8,23 @@ use super::streams::StreamEvent;
 use crate::control::{ConnectionId, Icmp, Now};
 use crate::dataplane::slow_path::PathError;
 
+/// `first` and what has come behind it, `most` in all. The rest stays where it is, for the next turn.
+pub(super) fn burst<T>(
+    first: T,
+    more: &mut mpsc::Receiver<T>,
+    most: usize,
+) -> impl Iterator<Item = T> {
+    let further = std::iter::from_fn(|| more.try_recv().ok());
+    std::iter::once(first).chain(further.take(most.saturating_sub(1)))
+}
+
 impl Driver {
     pub(super) fn on_stream(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
         let now = now();
-        let mut next = Some(first);
         // One event may hold hundreds of messages.
-        for _ in 0..BURST / 16 {
-            let Some(event) = next else { break };
+        for event in burst(first, more, BURST / 16) {
             self.tell_of_stream(now, event);
             self.obey(now);
-            next = more.try_recv().ok();
         }
     }
 
@@ -66,5 +73,21 @@ impl Driver {
         if let Some(other) = self.streams.close(connection) {
             self.server.connection_gone(now, other);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_takes_no_more_than_it_hands_out() {
+        let (sender, mut receiver) = mpsc::channel(8);
+        (1..=5).for_each(|number| sender.try_send(number).unwrap());
+        let first = receiver.try_recv().unwrap();
+        assert_eq!(burst(first, &mut receiver, 3).collect::<Vec<_>>(), [1, 2, 3]);
+        let first = receiver.try_recv().unwrap();
+        assert_eq!(burst(first, &mut receiver, 3).collect::<Vec<_>>(), [4, 5]);
+        assert!(receiver.is_empty());
     }
 }
