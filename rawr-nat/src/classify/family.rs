@@ -22,7 +22,7 @@ use super::judge::{Observation, judge, majority};
 use super::place::{Clues, Place};
 use super::report::FamilyReport;
 use super::{ClassifyOutput, StreamId};
-use crate::nat::{Behaviour, Mapping};
+use crate::nat::{Behaviour, Filtering, Mapping};
 use crate::socket_id::SocketId;
 
 /// Fresh sockets: enough for a majority, and for a pattern of ports where each has one mapping.
@@ -330,16 +330,22 @@ impl Family {
         }
     }
 
+    /// With what the other tests tell. One that the end of the report has cut short tells nothing.
     fn completed(&self, behaviour: Behaviour) -> Behaviour {
         let has_answered = |address| self.udp.iter().any(|each| each.to == address);
-        let known =
-            self.discoveries.iter().filter_map(|discovery| discovery.filtering(has_answered));
-        let hairpins =
-            (!self.aims.is_empty() && behaviour.mapping != Mapping::None).then_some(self.hairpins);
+        let cut_short =
+            |is_of_test: fn(&Purpose) -> bool| self.asks.iter().any(|ask| is_of_test(&ask.purpose));
+        let no_filter = cut_short(|purpose| matches!(purpose, Purpose::Filter { .. }));
+        let known = self.discoveries.iter().filter_map(|each| each.filtering(has_answered));
+        // An answer that came through is proof, one that did not may have been lost.
+        let filtering = known.min_by_key(|filtering| *filtering as u8);
+        let is_open = filtering == Some(Filtering::EndpointIndependent);
+        let no_hairpin = cut_short(|purpose| matches!(purpose, Purpose::Hairpin { .. }))
+            || self.aims.is_empty()
+            || behaviour.mapping == Mapping::None;
         Behaviour {
-            // An answer that came through is proof, one that did not may have been lost.
-            filtering: known.min_by_key(|filtering| *filtering as u8),
-            hairpins,
+            filtering: filtering.filter(|_| is_open || !no_filter),
+            hairpins: (!no_hairpin).then_some(self.hairpins),
             ..behaviour
         }
     }
@@ -396,7 +402,8 @@ impl Family {
     }
 
     fn filter(&mut self, now: Instant, socket: SocketId, number: usize) {
-        let Some(discovery) = self.discoveries.get(number) else { return };
+        let Some(discovery) = self.discoveries.get_mut(number) else { return };
+        discovery.is_asked = true;
         let server = discovery.server;
         for change in Discovery::CHANGES {
             let wish = Wish { change: Some(change), port: None };

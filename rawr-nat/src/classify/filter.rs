@@ -16,6 +16,8 @@ pub(super) struct Discovery {
     from_other_port: bool,
     /// It has answered from where it was not to.
     is_deaf: bool,
+    /// Whether it has been asked to answer from elsewhere.
+    pub(super) is_asked: bool,
 }
 
 impl Discovery {
@@ -38,6 +40,7 @@ impl Discovery {
             from_other_address: false,
             from_other_port: false,
             is_deaf: false,
+            is_asked: false,
         })
     }
 
@@ -67,7 +70,7 @@ impl Discovery {
         if self.from_other_address {
             return Some(Filtering::EndpointIndependent);
         }
-        if self.is_deaf || !has_answered(other) {
+        if !self.is_asked || self.is_deaf || !has_answered(other) {
             return None;
         }
         if self.from_other_port {
@@ -86,7 +89,8 @@ mod tests {
     }
 
     fn discovery() -> Discovery {
-        Discovery::new(at("203.0.113.1:3478"), at("203.0.113.2:3479")).unwrap()
+        let found = Discovery::new(at("203.0.113.1:3478"), at("203.0.113.2:3479")).unwrap();
+        Discovery { is_asked: true, ..found }
     }
 
     #[test]
@@ -113,6 +117,8 @@ mod tests {
         let mut refuses = discovery();
         refuses.answered(both, at("203.0.113.1:3478"), false);
         assert_eq!(refuses.filtering(|_| true), None);
+        let unasked = Discovery { is_asked: false, ..discovery() };
+        assert_eq!(unasked.filtering(|_| true), None);
     }
 
     #[test]

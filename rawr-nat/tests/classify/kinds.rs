@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use rawr_nat::classify::ClassifyConfig;
 use rawr_nat::{Behaviour, Filtering, Mapping, Ports};
 
 use crate::net::{Admits, Gives, Maps, Net, Scene};
-use crate::support::{Outcome, classify, classify_by};
+use crate::support::{Outcome, classify, classify_by, classify_with};
 
 const ADMITS: [(Admits, Filtering); 3] = [
     (Admits::Everybody, Filtering::EndpointIndependent),
@@ -136,6 +137,20 @@ fn a_silent_server_delays_the_report_little() {
     let outcome = classify_by(net, servers, 2);
     assert_eq!(udp(&outcome).filtering, Some(Filtering::AddressAndPortDependent));
     assert!(outcome.took <= Duration::from_secs(1), "{:?}", outcome.took);
+}
+
+#[test]
+fn what_the_end_cuts_short_is_unknown() {
+    for admits in [Admits::Everybody, Admits::KnownAddresses, Admits::KnownEndpoints] {
+        let net = Net::new(Scene::new(Maps::PerSocket, admits, Gives::Kept), false, 1);
+        let mut config = ClassifyConfig::new(vec![net.server()]);
+        config.timeout = Duration::from_millis(300);
+        let outcome = classify_with(net, config, 2);
+        assert_eq!(outcome.took, Duration::from_millis(300));
+        let expected = (admits == Admits::Everybody).then_some(Filtering::EndpointIndependent);
+        assert_eq!((udp(&outcome).filtering, udp(&outcome).hairpins), (expected, None));
+        assert_eq!(udp(&outcome).mapping, Mapping::EndpointIndependent);
+    }
 }
 
 #[test]

@@ -331,6 +331,6 @@ pub(crate) fn answer(
     out.push_attribute_unchecked(&OtherAddress(endpoints[position ^ 3]));
     let change = message.attribute::<ChangeRequest>().unwrap_or_default();
     let from = endpoints[position ^ (usize::from(change.ip) << 1) ^ usize::from(change.port)];
-    let port = message.attribute::<ResponsePort>().map_or(source.port(), |it| it.0);
+    let port = message.attribute::<ResponsePort>().map_or_else(|_| source.port(), |it| it.0);
     Some((from, SocketAddr::new(source.ip(), port), out.finish()))
 }

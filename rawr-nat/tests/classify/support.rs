@@ -30,8 +30,12 @@ pub(crate) fn classify(net: Net, seed: u64) -> Outcome {
 }
 
 /// Classifies a network by these servers.
-pub(crate) fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome {
-    let mut config = ClassifyConfig::new(servers);
+pub(crate) fn classify_by(net: Net, servers: Vec<SocketAddr>, seed: u64) -> Outcome {
+    classify_with(net, ClassifyConfig::new(servers), seed)
+}
+
+/// Classifies a network from its host's address.
+pub(crate) fn classify_with(mut net: Net, mut config: ClassifyConfig, seed: u64) -> Outcome {
     config.local = vec![net.own];
     let start = start();
     let mut machine = Classifier::new(&config, seed, start);
@@ -55,7 +59,7 @@ pub(crate) fn classify_by(mut net: Net, servers: Vec<SocketAddr>, seed: u64) -> 
                 ClassifyOutput::Report(report) => {
                     let took = now - start;
                     assert_eq!(report.elapsed, took);
-                    let family = report.ipv4.clone().or(report.ipv6.clone()).unwrap();
+                    let family = report.ipv4.clone().or_else(|| report.ipv6.clone()).unwrap();
                     assert_eq!(machine.poll_timeout(), None);
                     return Outcome { report: *report, family, took, datagrams: net.datagrams };
                 }

@@ -39,6 +39,8 @@ Examples:
       without privileges
   sudo rawr doctor --interface eth0 --sessions 5000
       what would break or slow that
+  rawr netcheck --server stun.example.net
+      what the NATs before this host do, and whom it reaches directly
   sudo rawr status
       what the daemon does, and why not faster";
 
