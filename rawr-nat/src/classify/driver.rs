@@ -32,6 +32,19 @@ const QUEUE: usize = 256;
 
 /// Finds out how the NATs before this host behave.
 ///
+/// ```no_run
+/// # async fn example() -> std::io::Result<()> {
+/// use rawr_nat::classify::{ClassifyConfig, run};
+///
+/// let servers = ["192.0.2.1:3478", "198.51.100.1:3478"].map(|server| server.parse().unwrap());
+/// let report = run(ClassifyConfig::new(servers.into())).await?;
+/// if let Some(udp) = report.ipv4.and_then(|family| family.udp) {
+///     println!("{:?}, seen as {}", udp.mapping, udp.external);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// If the host cannot be asked for its addresses. A socket that cannot be opened, or a server that cannot
 /// be reached, is no error: the report says what could be found out.

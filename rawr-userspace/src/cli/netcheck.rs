@@ -127,3 +127,36 @@ fn has_answer(report: &Report) -> bool {
 fn joined(servers: &[SocketAddr]) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: NetcheckArgs,
+    }
+
+    fn lifetime(flags: &[&str]) -> Vec<u64> {
+        let line = [&["netcheck", "--server", "192.0.2.1"], flags].concat();
+        Line::try_parse_from(line).unwrap().args.lifetime
+    }
+
+    #[test]
+    fn silences_are_named_or_the_usual_ones() {
+        assert_eq!(lifetime(&[]), [0; 0]);
+        assert_eq!(lifetime(&["--lifetime=1,10"]), [1, 10]);
+        assert_eq!(lifetime(&["--lifetime"]), [15, 30, 45, 60, 90, 120, 180, 240, 300]);
+    }
+
+    #[tokio::test]
+    async fn servers_come_in_the_order_of_the_command_line_and_once() {
+        let names = ["127.0.0.3:9", "127.0.0.2", "127.0.0.3:9"].map(|name| name.parse().unwrap());
+        let until = clock::monotonic() + Duration::from_secs(20);
+        let found = look_up(&names, until).await.unwrap();
+        assert_eq!(joined(&found), "127.0.0.3:9, 127.0.0.2:3478");
+    }
+}
