@@ -27,6 +27,7 @@ mod identity;
 mod nat;
 mod path;
 mod peer;
+pub mod punch;
 mod request;
 mod socket_id;
 
