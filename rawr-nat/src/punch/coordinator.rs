@@ -153,6 +153,12 @@ impl Coordinator {
         self.events.pop_front()
     }
 
+    /// Whether there is no step to be taken.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.events.is_empty()
+    }
+
     pub(crate) const fn round(&self) -> u16 {
         self.round
     }

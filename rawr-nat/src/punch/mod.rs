@@ -17,6 +17,7 @@
 //!
 //! Nothing is sent where it cannot succeed.
 
+mod aim;
 mod config;
 mod coordinator;
 mod message;
@@ -25,9 +26,13 @@ mod plan;
 mod ports;
 mod probe;
 mod tactics;
+#[cfg(feature = "tokio")]
+mod tcp;
 mod udp;
 mod volley;
 
 pub use config::{PunchConfig, PunchOutput, Reason, Tuning};
 pub use plan::{Hopeless, Order, Part, Plan, plan};
+#[cfg(feature = "tokio")]
+pub use tcp::{TcpPunchConfig, tcp_punch};
 pub use udp::UdpPunch;

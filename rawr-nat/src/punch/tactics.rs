@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::nat::{Behaviour, Ports};
 use crate::punch::plan::{Order, Part, Plan};
 
+/// Rounds of a birthday: the easy side sends in two of them.
+const BIRTHDAY_ROUNDS: u16 = 4;
 /// Pause between two passes of the same probes.
 const PASS_PAUSE: Duration = Duration::from_millis(150);
 
@@ -19,6 +21,9 @@ pub(crate) struct Tactics {
     pub(crate) pass_pause: Duration,
     pub(crate) hops: Hops,
     pub(crate) rounds: u16,
+    /// Nothing is sent in every other round: what the last one opened is still open, and the other
+    /// side's new sockets may meet it.
+    pub(crate) rests: bool,
 }
 
 /// How far probes go. They have to pass the own NATs, and need not come to the other side's.
@@ -28,10 +33,10 @@ pub(crate) enum Hops {
     All,
     /// Those of a first pass end on the way, so that none is early.
     FewFirst,
-    /// In every other round they end on the way: a router whose outside is open chooses no port at
-    /// random that a datagram has come to. In the others they do not: nobody knows how many
-    /// routers there are before the last NAT of our own.
-    FewEveryOtherRound,
+    /// In the second half of the rounds they end on the way: a router whose outside is open chooses
+    /// no port at random that a datagram has come to. In the first half they do not: nobody knows
+    /// how many routers there are before the last NAT of our own.
+    FewLater,
 }
 
 /// What a round's probes are sent from.
@@ -60,6 +65,11 @@ pub(crate) enum Aim {
 }
 
 impl Tactics {
+    /// Whether nothing is sent in this round.
+    pub(crate) const fn rests_in(&self, round: u16) -> bool {
+        self.rests && round % 2 == 1
+    }
+
     /// Nothing where the plan is hopeless.
     pub(crate) fn of(
         plan: Plan,
@@ -75,6 +85,7 @@ impl Tactics {
             pass_pause: PASS_PAUSE,
             hops: Hops::All,
             rounds: 3,
+            rests: false,
         };
         let step = step_of(theirs);
         Some(match plan {
@@ -93,12 +104,18 @@ impl Tactics {
                 let sockets = Sockets::Sampled(sockets);
                 Self { sockets, order, passes: 2, rounds: 6, ..usual }
             }
-            Plan::Birthday { part: Part::Easy, order, probes, low, high, .. } => {
+            Plan::Birthday { part, order, sockets, probes, low, high } => {
                 let aim = Aim::Range { low, high, each: probes };
-                Self { aim, order, hops: Hops::FewEveryOtherRound, ..usual }
-            }
-            Plan::Birthday { part: Part::Hard, order, sockets, .. } => {
-                Self { sockets: Sockets::Fresh(sockets), order, passes: 2, ..usual }
+                let sockets = Sockets::Fresh(sockets);
+                let rounds = BIRTHDAY_ROUNDS;
+                match (part, order) {
+                    (Part::Easy, Order::OursFirst | Order::Together) => {
+                        Self { aim, order, rounds, hops: Hops::FewLater, rests: true, ..usual }
+                    }
+                    // These go through what the hard side has opened, so they have to arrive.
+                    (Part::Easy, Order::TheirsFirst) => Self { aim, order, rounds, ..usual },
+                    (Part::Hard, _) => Self { sockets, order, passes: 2, rounds, ..usual },
+                }
             }
             Plan::Sweep { window, rounds } => {
                 let aim = Aim::Window { count: window, step, is_permuted: is_initiator };

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use crate::punch::aim::Target;
 use crate::punch::config::{PunchConfig, PunchOutput, Reason};
 use crate::punch::coordinator::{Coordinator, Step};
 use crate::punch::message::Message;
 use crate::punch::paths::{PathOutput, Paths};
 use crate::punch::plan::{Order, Plan, plan};
-use crate::punch::ports::{Deck, permuted, window};
 use crate::punch::probe::ProbeKeys;
-use crate::punch::tactics::{Aim, Hops, Sockets, Tactics};
+use crate::punch::tactics::{Hops, Sockets, Tactics};
 use crate::punch::volley::{Pace, Shot, Volley};
 use crate::socket_id::SocketId;
 
@@ -39,7 +39,7 @@ pub struct UdpPunch {
     coordinator: Coordinator,
     paths: Paths,
     pace: Pace,
-    deck: Option<Deck>,
+    target: Target,
     volley: Option<Volley>,
     stage: Stage,
     /// Sockets of this round.
@@ -90,7 +90,7 @@ impl UdpPunch {
             ),
             paths: Paths::new(config.is_initiator),
             pace: Pace::new(config.tuning.rate, now),
-            deck: None,
+            target: Target::new(&config.theirs, config.their_endpoints.clone()),
             volley: None,
             stage: Stage::Running,
             sockets: Vec::new(),
@@ -251,7 +251,8 @@ impl UdpPunch {
     fn prepare(&mut self, now: Instant, round: u16) {
         let Some(tactics) = self.tactics else { return };
         (self.volley, self.sample, self.settled_at) = (None, None, None);
-        if round >= tactics.rounds || (round > 0 && self.spent >= self.config.budget) {
+        let is_broke = round > 0 && self.spent >= self.config.budget && !tactics.rests_in(round);
+        if round >= tactics.rounds || is_broke {
             return self.fail(now, Reason::Exhausted);
         }
         self.close_fresh(None);
@@ -286,7 +287,8 @@ impl UdpPunch {
     /// Lays out this round's probes.
     fn fire(&mut self, now: Instant) {
         let Some(tactics) = self.tactics else { return };
-        let mut shots = self.shots(&tactics);
+        let Self { target, sockets, coordinator, rng, .. } = self;
+        let mut shots = target.shots(&tactics, sockets, coordinator, rng);
         let few = self.config.tuning.opening_ttl;
         let mut opening = Vec::new();
         match tactics.hops {
@@ -296,8 +298,8 @@ impl UdpPunch {
                     opening = shots.iter().map(|shot| Shot { ttl: few, ..*shot }).collect();
                 }
             }
-            Hops::FewEveryOtherRound => {
-                if self.coordinator.round() % 2 == 1 {
+            Hops::FewLater => {
+                if self.coordinator.round() >= tactics.rounds / 2 {
                     let ttl = few.map(|few| few.saturating_add(MORE_HOPS));
                     shots.iter_mut().for_each(|shot| shot.ttl = ttl);
                 }
@@ -305,62 +307,6 @@ impl UdpPunch {
         }
         let (passes, pause) = (tactics.passes, tactics.pass_pause);
         self.volley = Some(Volley::new(opening, shots, passes, pause, now));
-    }
-
-    fn shots(&mut self, tactics: &Tactics) -> Vec<Shot> {
-        let shot = |socket, to| Shot { socket, to, ttl: None };
-        let ip = self.config.theirs.external;
-        match tactics.aim {
-            Aim::Endpoints => {
-                let targets = self.their_endpoints();
-                let each = |to: &SocketAddr| {
-                    let to = *to;
-                    self.sockets.iter().map(move |socket| shot(*socket, to))
-                };
-                targets.iter().flat_map(each).collect()
-            }
-            Aim::Window { count, step, is_permuted } => {
-                let last = self.coordinator.their_port().unwrap_or(self.config.theirs.last_port);
-                let mut ports = window(last, step, count);
-                if is_permuted {
-                    ports = permuted(ports, &mut self.rng);
-                }
-                let each = |port: u16| {
-                    let to = SocketAddr::new(ip, port);
-                    self.sockets.iter().map(move |socket| shot(*socket, to))
-                };
-                ports.into_iter().flat_map(each).collect()
-            }
-            Aim::Range { low, high, each } => {
-                let deck = self.deck.get_or_insert_with(|| Deck::new(low, high));
-                let mut shots = Vec::new();
-                for socket in &self.sockets {
-                    for _ in 0..each {
-                        let to = SocketAddr::new(ip, deck.draw(&mut self.rng));
-                        shots.push(shot(*socket, to));
-                    }
-                }
-                shots
-            }
-        }
-    }
-
-    /// All known endpoints of the other side's, the one learnt for this round first.
-    fn their_endpoints(&self) -> Vec<SocketAddr> {
-        let ip = self.config.theirs.external;
-        let learnt = self.coordinator.their_port().map(|port| SocketAddr::new(ip, port));
-        let told = self.config.their_endpoints.iter().chain(self.coordinator.their_endpoints());
-        let mut endpoints = Vec::new();
-        for endpoint in learnt.iter().chain(told) {
-            let is_reachable = endpoint.is_ipv4() == ip.is_ipv4() && endpoint.port() != 0;
-            if is_reachable && !endpoints.contains(endpoint) {
-                endpoints.push(*endpoint);
-            }
-        }
-        if endpoints.is_empty() {
-            endpoints.push(SocketAddr::new(ip, self.config.theirs.last_port));
-        }
-        endpoints
     }
 
     /// Sends the probes that are due, and ends the round once it is over.

@@ -67,7 +67,7 @@ impl Volley {
 
     /// Whether each probe has been sent at least once. An opening counts as such.
     pub(crate) const fn is_fired(&self) -> bool {
-        self.pass_done
+        self.pass_done || self.shots.is_empty()
     }
 
     pub(crate) fn is_over(&self) -> bool {

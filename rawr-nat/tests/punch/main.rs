@@ -7,3 +7,5 @@ mod matrix;
 mod pair;
 mod plans;
 mod regressions;
+#[cfg(feature = "tokio")]
+mod tcp;
