@@ -95,7 +95,7 @@ struct Pair {
     epoch: Instant,
     server: SocketAddr,
     sides: Vec<Side>,
-    relay: BinaryHeap<Reverse<(Duration, u64, usize, Vec<u8>)>>,
+    relay: BinaryHeap<Reverse<Relayed>>,
     relay_delay: Duration,
     relay_loss: f64,
     messages: u64,
@@ -104,6 +104,9 @@ struct Pair {
     asked: u64,
     rng: StdRng,
 }
+
+/// A message under way: when it arrives, its number, to whom.
+type Relayed = (Duration, u64, usize, Vec<u8>);
 
 #[derive(Debug)]
 struct Side {
@@ -152,7 +155,7 @@ impl Pair {
                     budget: scenario.budget,
                     tuning: scenario.tuning,
                 };
-                let starts_at = now + scenario.stagger * u32::try_from(i).unwrap();
+                let starts_at = now + if i == 0 { Duration::ZERO } else { scenario.stagger };
                 Side {
                     host: hosts[i].0,
                     punch: UdpPunch::new(config, rng.random(), epoch + starts_at),
@@ -227,7 +230,8 @@ impl Pair {
             let Some(socket) = side.named(local) else { continue };
             if from == self.server {
                 self.asked += 1;
-                let external = String::from_utf8(bytes).unwrap().parse().unwrap();
+                let external = String::from_utf8(bytes).ok().and_then(|text| text.parse().ok());
+                let external = external.expect("the server tells an address");
                 side.punch.handle_sample(now, socket, external);
             } else {
                 assert!(side.punch.handle_datagram(now, socket, from, &bytes), "a probe is taken");
@@ -342,6 +346,7 @@ fn unplugged() -> Link {
 }
 
 /// Any point in time will do: only differences matter.
+#[expect(clippy::disallowed_methods, reason = "there is no other way to make an instant")]
 fn epoch() -> Instant {
     Instant::now()
 }

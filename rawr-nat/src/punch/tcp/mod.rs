@@ -2,8 +2,11 @@
 //!
 //! As over UDP, with the same plans and the same order. A stream that both ends open at once needs
 //! no listener, and one that was early meets one: both have the same port. What the other side's
-//! router resets is tried again. Which of several streams is used, a short exchange decides, in
-//! which both sides prove that they have the key.
+//! router resets is tried again, later from many fresh ports at once. Which of several streams is
+//! used, a short exchange decides, in which both sides prove that they have the key.
+//!
+//! Connections of few hops, as over UDP, are not made: the next one begins with another sequence
+//! number, and a router that has seen both takes it for an intruder's.
 
 mod handshake;
 mod sample;
@@ -21,13 +24,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinError, JoinSet};
 
 use self::handshake::Proven;
-use crate::nat::Behaviour;
+use crate::nat::{Behaviour, Ports};
 use crate::punch::aim::Target;
 use crate::punch::config::{Reason, Tuning};
 use crate::punch::coordinator::{Coordinator, Step};
 use crate::punch::message::Message;
 use crate::punch::plan::{Plan, plan};
-use crate::punch::tactics::{Hops, Sockets, Tactics};
+use crate::punch::tactics::{Sockets, Tactics};
 use crate::punch::volley::{Pace, Shot, Volley};
 use crate::socket_id::SocketId;
 
@@ -37,8 +40,15 @@ const RETRY: std::ops::Range<u64> = 20..250;
 /// How long connections of a round have after the last one was begun: the kernel sends a SYN again
 /// after one second.
 const SETTLE: Duration = Duration::from_millis(2500);
-/// How long the connections of few hops have to leave.
-const OPENING: Duration = Duration::from_millis(150);
+/// Ports of a fan.
+const FAN: u16 = 32;
+/// Where it begins.
+const FAN_PORTS: std::ops::Range<u16> = 10_000..60_000;
+/// Rounds with fans, and how long each has to settle: two connections meet at once, or never.
+const FAN_ROUNDS: u16 = 14;
+const FAN_SETTLE: Duration = Duration::from_millis(300);
+/// Tries to find so many free ports in a row.
+const FAN_TRIES: u32 = 20;
 
 /// What [`tcp_punch`] is to do.
 #[derive(Debug)]
@@ -123,12 +133,12 @@ struct TcpPunch {
     /// This round's local addresses.
     ports: HashMap<SocketId, SocketAddr>,
     sockets: Vec<SocketId>,
+    /// Ports in a row, or none.
+    fan: Vec<SocketAddr>,
     /// Holds the mapped port.
     listener: TcpListener,
     /// Hold this round's fresh ports.
     accepts: JoinSet<io::Result<TcpStream>>,
-    /// Connections of few hops.
-    openings: JoinSet<io::Result<TcpStream>>,
     connects: JoinSet<io::Result<TcpStream>>,
     samples: JoinSet<io::Result<SocketAddr>>,
     proofs: JoinSet<io::Result<Proven>>,
@@ -138,7 +148,10 @@ struct TcpPunch {
 }
 
 impl TcpPunch {
-    fn new(config: TcpPunchConfig, tactics: Tactics, now: Instant) -> io::Result<Self> {
+    fn new(config: TcpPunchConfig, mut tactics: Tactics, now: Instant) -> io::Result<Self> {
+        if tactics.sockets == Sockets::MappedThenFresh {
+            tactics.rounds = FAN_ROUNDS;
+        }
         let external = config.our_external.clone();
         Ok(Self {
             coordinator: Coordinator::new(tactics.order, config.is_initiator, external, now),
@@ -148,9 +161,9 @@ impl TcpPunch {
             volley: None,
             ports: HashMap::new(),
             sockets: Vec::new(),
+            fan: Vec::new(),
             listener: sockets::listen(config.local)?,
             accepts: JoinSet::new(),
-            openings: JoinSet::new(),
             connects: JoinSet::new(),
             samples: JoinSet::new(),
             proofs: JoinSet::new(),
@@ -186,7 +199,6 @@ impl TcpPunch {
                 }
                 Some(proven) = self.proofs.join_next() => self.choose(proven),
                 Some(stream) = self.connects.join_next() => self.examine(stream),
-                Some(stream) = self.openings.join_next() => self.examine(stream),
                 Some(stream) = self.accepts.join_next() => self.examine(stream),
                 Some(sample) = self.samples.join_next() => self.take_sample(sample),
                 Ok((stream, _)) = self.listener.accept() => self.examine(Ok(Ok(stream))),
@@ -208,6 +220,7 @@ impl TcpPunch {
 
     fn prepare(&mut self, round: u16) -> io::Result<()> {
         (self.volley, self.settled_at) = (None, None);
+        self.fan.clear();
         if round >= self.tactics.rounds {
             self.coordinator.give_up(now());
             while let Some(Step::Tell(bytes)) = self.coordinator.poll_step() {
@@ -216,14 +229,18 @@ impl TcpPunch {
             return Err(failed(Reason::Exhausted));
         }
         if !self.tactics.rests_in(round) {
-            self.openings = JoinSet::new();
             self.connects = JoinSet::new();
         }
         let count = match self.tactics.sockets {
             Sockets::Mapped | Sockets::MappedThenFresh => {
                 self.sockets = vec![SocketId::MAPPED];
                 self.ports = HashMap::from([(SocketId::MAPPED, self.config.local)]);
-                self.coordinator.prepared(now(), None);
+                let is_later = round > 0 && self.tactics.sockets == Sockets::MappedThenFresh;
+                if is_later && self.config.ours.ports == Some(Ports::Preserved) {
+                    self.spread();
+                }
+                let port = self.fan.first().map(SocketAddr::port);
+                self.coordinator.prepared(now(), port);
                 return Ok(());
             }
             Sockets::Fresh(count) | Sockets::Sampled(count) => count,
@@ -260,6 +277,26 @@ impl TcpPunch {
         Ok(())
     }
 
+    /// Takes ports in a row, of which a NAT that preserves ports makes the same ones outside. A
+    /// router that resets an early connection spoils its port for some seconds: these are new.
+    fn spread(&mut self) {
+        self.accepts = JoinSet::new();
+        self.fan.clear();
+        for _ in 0..FAN_TRIES {
+            let first = self.rng.random_range(FAN_PORTS);
+            let at = |port| SocketAddr::new(self.config.local.ip(), port);
+            let listeners: io::Result<Vec<_>> =
+                (first..first + FAN).map(|port| sockets::claim(at(port))).collect();
+            if let Ok(listeners) = listeners {
+                self.fan = (first..first + FAN).map(at).collect();
+                for listener in listeners {
+                    self.accepts.spawn(sockets::accept(listener));
+                }
+                return;
+            }
+        }
+    }
+
     fn take_sample(&mut self, sample: Task<SocketAddr>) {
         let port = sample.ok().and_then(Result::ok).map(|external| external.port());
         self.coordinator.prepared(now(), port);
@@ -267,30 +304,36 @@ impl TcpPunch {
 
     fn fire(&mut self, now: Instant) {
         let Self { target, sockets, coordinator, rng, tactics, .. } = self;
-        let shots = target.shots(tactics, sockets, coordinator, rng);
-        // In every other round only: some routers close the hole when a datagram ends on its way.
-        let few = self.config.tuning.opening_ttl.filter(|_| coordinator.round() % 2 == 0);
-        let opening = match (tactics.hops, few) {
-            (Hops::FewFirst, Some(_)) => {
-                shots.iter().map(|shot| Shot { ttl: few, ..*shot }).collect()
+        let shots = match coordinator.their_port() {
+            Some(their_port) if !self.fan.is_empty() => {
+                self.unfold(their_port);
+                Vec::new()
             }
-            (Hops::FewFirst, None) | (Hops::All | Hops::FewLater, _) => Vec::new(),
+            Some(_) | None => target.shots(tactics, sockets, coordinator, rng),
         };
-        self.volley = Some(Volley::new(opening, shots, 1, OPENING, now));
+        self.volley = Some(Volley::new(Vec::new(), shots, 1, Duration::ZERO, now));
+    }
+
+    /// Connects from each port of our fan to the same one of theirs, one side in order and the
+    /// other in reverse, without any pause: wherever they are in time, some two meet on the way.
+    fn unfold(&mut self, their_port: u16) {
+        let mut pairs: Vec<(SocketAddr, u16)> =
+            self.fan.iter().copied().zip(their_port..).collect();
+        if !self.config.is_initiator {
+            pairs.reverse();
+        }
+        for (local, port) in pairs {
+            let to = SocketAddr::new(self.config.theirs.external, port);
+            self.connects.spawn(sockets::connect(local, to));
+        }
     }
 
     /// Begins the connections that are due, and ends the round once it is over.
     fn shoot(&mut self, now: Instant) {
         let Some(volley) = &mut self.volley else { return };
-        while let Some(Shot { socket, to, ttl }) = volley.next(now, &mut self.pace) {
+        while let Some(Shot { socket, to, .. }) = volley.next(now, &mut self.pace) {
             let local = self.ports[&socket];
-            if ttl.is_some() {
-                self.openings.spawn(sockets::connect(local, to, ttl));
-            } else {
-                self.openings.abort_all();
-                let seed = self.rng.random();
-                self.connects.spawn(persist(local, to, seed));
-            }
+            self.connects.spawn(persist(local, to, self.rng.random()));
         }
         if volley.is_fired() && !self.coordinator.has_fired() {
             self.coordinator.fired(now);
@@ -298,7 +341,8 @@ impl TcpPunch {
         if !volley.is_over() || !self.coordinator.both_fired() {
             return;
         }
-        let settle = SETTLE + 2 * self.coordinator.rtt();
+        let settle = if self.fan.is_empty() { SETTLE } else { FAN_SETTLE };
+        let settle = settle + 2 * self.coordinator.rtt();
         let settled = *self.settled_at.get_or_insert_with(|| now + settle);
         if settled <= now && self.proofs.is_empty() && self.agreements.is_empty() {
             self.coordinator.next_round(now);
@@ -335,7 +379,7 @@ impl TcpPunch {
 async fn persist(local: SocketAddr, to: SocketAddr, seed: u64) -> io::Result<TcpStream> {
     let mut rng = StdRng::seed_from_u64(seed);
     loop {
-        match sockets::connect(local, to, None).await {
+        match sockets::connect(local, to).await {
             Ok(stream) => return Ok(stream),
             Err(error) if is_final(&error) => return Err(error),
             Err(_) => {

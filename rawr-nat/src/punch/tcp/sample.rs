@@ -27,7 +27,7 @@ pub(super) async fn external(local: SocketAddr, server: SocketAddr) -> io::Resul
 }
 
 async fn ask(local: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
-    let mut stream = sockets::connect(local, server, None).await?;
+    let mut stream = sockets::connect(local, server).await?;
     let transaction = TransactionId(rand::rng().random());
     let request = Message::request(Method::Binding, transaction, Attributes::default());
     stream.write_all(&request.encode(None)).await?;
