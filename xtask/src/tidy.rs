@@ -13,7 +13,8 @@ use crate::command::{cargo, workspace};
 const FORBIDDEN_EDGES: &[(&str, &[&str])] = &[
     ("rawr-proto", &["rawr-common", "tokio", "mio", "aya", "socket2"]),
     ("rawr-ebpf", &["rawr-proto", "rawr-nat", "rawr-userspace", "rawr-tests"]),
-    ("rawr-nat", &["rawr-common", "rawr-userspace", "rawr-tests", "aya"]),
+    ("rawr-nat", &["rawr-common", "rawr-userspace", "rawr-tests", "rawr-sim", "aya"]),
+    ("rawr-sim", &["rawr-common", "rawr-proto", "rawr-nat", "rawr-userspace", "tokio", "aya"]),
     ("rawr-userspace", &["rawr-tests", "rawr-bench"]),
     ("rawr-tests", &["rawr-bench", "bench-ebpf"]),
     ("bench-ebpf", &["rawr-common", "rawr-userspace", "rawr-tests"]),
