@@ -45,6 +45,11 @@ impl SessionSecret {
     pub fn candidate_key(&self) -> CandidateKey {
         CandidateKey(hmac_sha256(&self.0, &[b"rawr candidates"]))
     }
+
+    /// A key for what the two peers do without any server, one for each `label`.
+    pub fn derive(&self, label: &[u8]) -> [u8; 32] {
+        hmac_sha256(&self.0, &[b"rawr between peers: ", label])
+    }
 }
 
 impl FromStr for SessionSecret {
