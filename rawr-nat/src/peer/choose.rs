@@ -107,8 +107,9 @@ impl Peer {
             old.set_watch(now, Watch::Standby);
         }
         self.active = Some(id);
+        let watch = self.active_watch();
         if let Some(new) = self.active_mut() {
-            new.set_watch(now, Watch::Active);
+            new.set_watch(now, watch);
             new.retire_at = None;
             new.has_worked = true;
             if let Some(server) = new.server() {

@@ -62,6 +62,7 @@ pub struct Peer {
     target_port: Option<u16>,
     settle_at: Instant,
     is_closing: bool,
+    is_resting: bool,
     next_id: u32,
     rng: StdRng,
     outputs: VecDeque<PeerOutput>,
@@ -165,6 +166,7 @@ impl Peer {
             target_port: None,
             settle_at: now,
             is_closing: false,
+            is_resting: false,
             next_id: 0,
             rng,
             outputs: VecDeque::new(),
@@ -280,6 +282,19 @@ impl Peer {
     /// The next thing to be done; to be drained after every other call.
     pub fn poll_output(&mut self) -> Option<PeerOutput> {
         self.outputs.pop_front()
+    }
+
+    /// Says whether data takes a path that the peer knows nothing of. Its own is kept open meanwhile, but
+    /// not watched closely.
+    pub fn rest(&mut self, now: Instant, is_resting: bool) {
+        if self.is_resting != is_resting {
+            self.is_resting = is_resting;
+            let watch = self.active_watch();
+            if let Some(way) = self.active_mut() {
+                way.set_watch(now, watch);
+            }
+            self.settle(now);
+        }
     }
 
     /// Releases everything.
@@ -465,6 +480,10 @@ impl Peer {
         self.next_id = self.next_id.wrapping_add(1);
         let (has_worked, retire_at, is_checked) = (false, None, false);
         self.ways.push(Way { id, kind, rank, body, since: now, has_worked, retire_at, is_checked });
+    }
+
+    const fn active_watch(&self) -> Watch {
+        if self.is_resting { Watch::Standby } else { Watch::Active }
     }
 
     fn active_mut(&mut self) -> Option<&mut Way> {
