@@ -1,5 +1,8 @@
 //! NAT traversal: the client of RAWR.
 //!
+//! [`agent::Agent`] finds the best path to another agent: over RAWR at once, then a direct one by ICE or
+//! punching, and moves data there and back.
+//!
 //! [`Peer`] is one of a session's two peers. It finds the best way to the other one: straight where
 //! they share a subnet, else over the nearest server that both reach. With the feature `tokio`
 //! (default), `PeerSocket` drives one and carries an application's datagrams.
@@ -14,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod agent;
 mod attachment;
 mod bridge;
 pub mod classify;

@@ -1,0 +1,10 @@
+//! Two agents, their NATs and their server, over virtual time, while data flows both ways.
+
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+mod net;
+mod paths;
+mod punching;
+#[allow(dead_code, reason = "other tests need more of the server")]
+#[path = "../client/support.rs"]
+mod support;
