@@ -20,13 +20,13 @@ use crate::peer::{PathInfo, Peer, PeerConfig, PeerEvent, PeerOutput, ServerConfi
 /// Wanted size of socket buffers, in bytes: a tenth of a second at 100,000 small packets.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Longest datagram.
-const MAX_DATAGRAM: usize = 65_535;
+pub(crate) const MAX_DATAGRAM: usize = 65_535;
 /// Datagrams of data after which everything else gets its turn.
-const DATA_BATCH: u32 = 64;
+pub(crate) const DATA_BATCH: u32 = 64;
 /// Datagrams of control that are taken before data gets its turn.
-const CONTROL_BATCH: usize = 32;
+pub(crate) const CONTROL_BATCH: usize = 32;
 /// How long servers have to confirm that we leave.
-const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a [`PeerSocket`] is to do.
 #[derive(Clone, Debug)]
@@ -272,13 +272,13 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// A UDP socket for both families where the host has both.
-struct Port {
-    socket: UdpSocket,
+pub(crate) struct Port {
+    pub(crate) socket: UdpSocket,
     is_ipv6: bool,
 }
 
 impl Port {
-    fn open(port: u16) -> io::Result<Self> {
+    pub(crate) fn open(port: u16) -> io::Result<Self> {
         match open_socket(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
             Ok(socket) => Ok(Self { socket, is_ipv6: true }),
             Err(_) => {
@@ -289,7 +289,7 @@ impl Port {
     }
 
     /// Returns whether the kernel took it. What it does not take is lost, as on the way.
-    fn send(&self, to: SocketAddr, bytes: &[u8]) -> bool {
+    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8]) -> bool {
         let to = match to.ip() {
             IpAddr::V4(ip) if self.is_ipv6 => {
                 SocketAddr::new(ip.to_ipv6_mapped().into(), to.port())
@@ -304,18 +304,26 @@ impl Port {
         result.is_ok()
     }
 
-    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
-        loop {
-            match self.socket.try_recv_from(buffer) {
-                Ok((length, from)) => {
-                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                    return Ok(Some((length, from)));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // An ICMP error about something sent before: the next datagram may be good.
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error),
+    pub(crate) fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr)>> {
+        try_recv(&self.socket, buffer)
+    }
+}
+
+/// Takes a datagram that has come already.
+pub(crate) fn try_recv(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+) -> io::Result<Option<(usize, SocketAddr)>> {
+    loop {
+        match socket.try_recv_from(buffer) {
+            Ok((length, from)) => {
+                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+                return Ok(Some((length, from)));
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            // An ICMP error about something sent before: the next datagram may be good.
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
         }
     }
 }

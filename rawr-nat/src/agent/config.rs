@@ -1,16 +1,15 @@
 //! What an agent is told from outside, and what it wants done.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rawr_proto::ErrorCode;
 
 use super::ice::Nat64Prefix;
-use super::punching::Punching;
 use crate::attachment::Via;
 use crate::nat::Behaviour;
 use crate::peer::{PathKind, PeerConfig};
+use crate::punch::{Reason, Tuning};
 use crate::socket_id::SocketId;
 
 /// What an [`super::Agent`] is to do.
@@ -28,8 +27,8 @@ pub struct AgentConfig {
     pub signalling: Signalling,
     /// Reaches the other agent's IPv4 addresses from IPv6-only hosts.
     pub nat64: Option<Nat64Prefix>,
-    /// What is tried where ICE alone finds no path; `None` for nothing.
-    pub punching: Option<Arc<dyn Punching>>,
+    /// How a path is punched where ICE alone finds none; `None` if not at all.
+    pub punching: Option<Tuning>,
     /// What own NATs do to UDP over IPv4, if that is known; see also [`super::Agent::set_behaviour`].
     pub behaviour: Option<Behaviour>,
     /// Probes that may be sent each time that a path is punched.
@@ -134,7 +133,7 @@ pub enum AgentEvent {
     /// Punching has ended without a path.
     NotPunched {
         /// Why.
-        reason: String,
+        reason: Reason,
         /// Probes spent on it.
         probes: u32,
     },

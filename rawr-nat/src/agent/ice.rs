@@ -184,6 +184,11 @@ impl Ice {
         candidates.map(|candidate| candidate.addr()).collect()
     }
 
+    /// Whether the other agent has named this address, or sent a check from it.
+    pub(super) fn is_remote(&self, address: SocketAddr) -> bool {
+        self.agent.remote_candidates().any(|it| it.addr() == address)
+    }
+
     /// Whether the other agent has this address itself.
     pub(super) fn is_remote_host(&self, address: SocketAddr) -> bool {
         let mut candidates = self.agent.remote_candidates();

@@ -102,12 +102,16 @@ impl Agent {
         }
     }
 
-    /// Data counts on every path that is known, whichever the other agent has chosen by now.
+    /// Data counts on every path that is known, whichever the other agent has chosen by now, and from all
+    /// addresses that have passed a check: the other agent may have found a path before we have.
     fn handle_payload(&mut self, now: Instant, from: From, tag: Tag, data: &[u8]) -> bool {
         if let From::Direct(socket, remote) = from {
             let path = self.paths.iter_mut().find(|it| (it.socket, it.remote) == (socket, remote));
-            let Some(path) = path else { return false };
-            path.note_heard(now);
+            match path {
+                Some(path) => path.note_heard(now),
+                None if self.ice.is_remote(remote) => {}
+                None => return false,
+            }
         }
         let old_rtt = self.selection.slowest_rtt(self.path().map(|path| path.rtt));
         self.inbox.take(now, tag, data, old_rtt)

@@ -1,7 +1,7 @@
 //! Finds the best path to another agent, and keeps data on it.
 //!
 //! Data flows over RAWR ([`crate::Peer`]) at once. Meanwhile the two agents tell each other their candidates,
-//! check them by ICE (RFC 8445), and where that is not enough have a path punched ([`Punching`]). Data moves
+//! check them by ICE (RFC 8445), and where that is not enough punch one ([`crate::punch`]). Data moves
 //! to the better path without loss or disorder, and back when that dies.
 //!
 //! | what                                   | how                                                          |
@@ -22,6 +22,8 @@
 mod config;
 mod control;
 mod direct;
+#[cfg(feature = "tokio")]
+mod driver;
 mod frame;
 mod gather;
 mod handover;
@@ -32,6 +34,8 @@ mod punching;
 mod seal;
 mod select;
 mod signal;
+#[cfg(feature = "tokio")]
+mod sockets;
 mod wire;
 
 use std::collections::VecDeque;
@@ -46,8 +50,9 @@ pub use config::{
     AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentPathKind, AgentSocket, LocalSocket,
     Route, Signalling,
 };
+#[cfg(feature = "tokio")]
+pub use driver::{Connection, ConnectionConfig, ConnectionIncoming};
 pub use ice::Nat64Prefix;
-pub use punching::{PunchConfig, PunchOutput, Puncher, Punching};
 
 use crate::attachment::Via;
 use crate::peer::{Peer, PeerEvent, PeerOutput};

@@ -1,7 +1,6 @@
 //! What an agent does where ICE alone finds no path: it has one punched.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use super::config::{AgentEvent, AgentOutput, AgentSocket};
 use super::signal::Signal;
 use super::{Agent, AgentPathKind};
 use crate::nat::Behaviour;
+use crate::punch::{Plan, PunchConfig, PunchOutput, UdpPunch, plan};
 use crate::socket_id::SocketId;
 
 /// How long ICE is alone: it opens NATs whose mappings hold for all by itself, and needs a moment to.
@@ -23,117 +23,12 @@ const LINGER: Duration = Duration::from_secs(5);
 const PAUSES: [Duration; 3] =
     [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(300)];
 
-/// How paths are punched.
-pub trait Punching: fmt::Debug + Send + Sync {
-    /// Whether it can succeed between NATs that behave so. `false` spares both sides the probes.
-    fn is_hopeful(&self, ours: &Behaviour, theirs: &Behaviour) -> bool;
-
-    /// Begins. `seed` is random.
-    fn start(&self, config: PunchConfig, seed: u64, now: Instant) -> Box<dyn Puncher>;
-}
-
-/// One time that a path is punched, sans-IO.
-pub trait Puncher: fmt::Debug + Send {
-    /// Takes sockets, after [`PunchOutput::Open`].
-    fn handle_opened(&mut self, now: Instant, sockets: Vec<SocketId>);
-    /// Takes a datagram. Returns whether it was a probe.
-    fn handle_datagram(
-        &mut self,
-        now: Instant,
-        socket: SocketId,
-        from: SocketAddr,
-        bytes: &[u8],
-    ) -> bool;
-    /// Takes what the other side's [`PunchOutput::Message`] had.
-    fn handle_message(&mut self, now: Instant, message: &[u8]);
-    /// Takes the external endpoint of a socket, after [`PunchOutput::Learn`].
-    fn handle_sample(&mut self, now: Instant, socket: SocketId, external: SocketAddr);
-    /// To be called once [`Puncher::poll_timeout`] has come.
-    fn handle_timeout(&mut self, now: Instant);
-    /// When [`Puncher::handle_timeout`] is to be called next.
-    fn poll_timeout(&self) -> Option<Instant>;
-    /// The next thing to be done.
-    fn poll_output(&mut self) -> Option<PunchOutput>;
-    /// Probes sent so far.
-    fn probes_spent(&self) -> u32;
-}
-
-/// What is to be punched.
-#[derive(Clone)]
-pub struct PunchConfig {
-    /// Authenticates probes.
-    pub key: [u8; 32],
-    /// Whether this side decides which path is taken.
-    pub is_initiator: bool,
-    /// What own NATs do.
-    pub ours: Behaviour,
-    /// What the other side's do.
-    pub theirs: Behaviour,
-    /// Own external endpoints.
-    pub our_external: Vec<SocketAddr>,
-    /// Endpoints that the other side has told.
-    pub their_endpoints: Vec<SocketAddr>,
-    /// Probes at most.
-    pub budget: u32,
-}
-
-impl fmt::Debug for PunchConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PunchConfig")
-            .field("is_initiator", &self.is_initiator)
-            .field("ours", &self.ours)
-            .field("theirs", &self.theirs)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What punching wants done or known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PunchOutput {
-    /// Open so many sockets.
-    Open {
-        /// How many.
-        count: u16,
-    },
-    /// Send a probe.
-    Transmit {
-        /// Out of this socket.
-        socket: SocketId,
-        /// The destination.
-        to: SocketAddr,
-        /// Time to live of this datagram alone.
-        ttl: Option<u8>,
-        /// The payload.
-        bytes: Vec<u8>,
-    },
-    /// Close a socket that was opened.
-    Close(SocketId),
-    /// Bring this to the other side.
-    Message(Vec<u8>),
-    /// Find out the external endpoint of a socket.
-    Learn {
-        /// The socket.
-        socket: SocketId,
-    },
-    /// There is a path. Datagrams are still handed over for a while.
-    Punched {
-        /// From this socket.
-        socket: SocketId,
-        /// To this address.
-        remote: SocketAddr,
-        /// Round trip time.
-        rtt: Duration,
-    },
-    /// There is none.
-    Failed(String),
-}
-
 /// What an agent has to do with punching.
 #[derive(Debug, Default)]
 pub(super) struct Punch {
     pub(super) ours: Option<Behaviour>,
     pub(super) theirs: Option<Behaviour>,
-    running: Option<Box<dyn Puncher>>,
+    running: Option<UdpPunch>,
     /// Counts the times; both sides agree on it.
     attempt: u32,
     failures: usize,
@@ -155,7 +50,7 @@ impl Punch {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let running = self.running.as_ref().and_then(|running| running.poll_timeout());
+        let running = self.running.as_ref().and_then(UdpPunch::poll_timeout);
         running.into_iter().chain(self.linger_until).min()
     }
 
@@ -186,9 +81,10 @@ impl Punch {
         }
     }
 
+    /// Whether it can succeed at all: else both sides are spared the probes.
     fn is_hopeful(&self, config: &super::AgentConfig) -> bool {
-        let Some((ours, theirs)) = self.ours.zip(self.theirs) else { return false };
-        config.punching.as_ref().is_some_and(|punching| punching.is_hopeful(&ours, &theirs))
+        let both = self.ours.zip(self.theirs).filter(|_| config.punching.is_some());
+        both.is_some_and(|(ours, theirs)| !matches!(plan(&ours, &theirs), Plan::Hopeless(_)))
     }
 
     fn patience(&self) -> Duration {
@@ -250,7 +146,7 @@ impl Agent {
     pub(super) fn start_punching(&mut self, now: Instant, attempt: u32) {
         self.stop_punching();
         self.punch.attempt = attempt;
-        let Some(punching) = self.config.punching.clone() else { return };
+        let Some(tuning) = self.config.punching else { return };
         let Some((ours, theirs)) = self.punch.ours.zip(self.punch.theirs) else { return };
         let config = PunchConfig {
             key: self.punch_key,
@@ -260,8 +156,9 @@ impl Agent {
             our_external: self.ice.reflexive().to_vec(),
             their_endpoints: self.ice.remote_reflexive(),
             budget: self.config.probe_budget,
+            tuning,
         };
-        let mut running = punching.start(config, self.rng.random(), now);
+        let mut running = UdpPunch::new(config, self.rng.random(), now);
         for (of, message) in std::mem::take(&mut self.punch.early) {
             if of == attempt {
                 running.handle_message(now, &message);
@@ -280,7 +177,7 @@ impl Agent {
 
     /// Passes on what punching wants.
     pub(super) fn pump_punching(&mut self, now: Instant) {
-        while let Some(output) = self.punch.running.as_mut().and_then(|it| it.poll_output()) {
+        while let Some(output) = self.punch.running.as_mut().and_then(UdpPunch::poll_output) {
             match output {
                 PunchOutput::Open { count } => {
                     self.punch.wanted.push_back(self.punch.attempt);
@@ -308,7 +205,7 @@ impl Agent {
                     self.punch.linger_until = Some(now + LINGER);
                 }
                 PunchOutput::Failed(reason) => {
-                    let probes = self.punch.running.as_ref().map_or(0, |it| it.probes_spent());
+                    let probes = self.punch.running.as_ref().map_or(0, UdpPunch::probes_spent);
                     self.tell(AgentEvent::NotPunched { reason, probes });
                     self.end_punching(now);
                 }
