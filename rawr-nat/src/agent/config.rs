@@ -18,8 +18,8 @@ pub struct AgentConfig {
     /// The session, and the path over RAWR that is there first. Without a root and gateways there is none.
     /// Role A decides which path both take.
     pub rawr: PeerConfig,
-    /// Sockets for paths without RAWR. Others are opened on the first one's address; that one is punched
-    /// from, and should be an IPv4 one where there is any.
+    /// Sockets for paths without RAWR. [`SocketId::MAPPED`] is punched from, and others are opened on its
+    /// address: an IPv4 one where there is any.
     pub sockets: Vec<LocalSocket>,
     /// Where own external addresses are asked for.
     pub stun_servers: Vec<SocketAddr>,
@@ -91,7 +91,7 @@ pub enum AgentOutput {
     },
     /// The other agent's data, which had been held back to keep it in order.
     Data(Vec<u8>),
-    /// Open so many sockets on the first one's address, each on any port, and call
+    /// Open so many sockets on the address of [`SocketId::MAPPED`], each on any port, and call
     /// [`super::Agent::handle_opened`]; with fewer, if there are no more to be had.
     Open(u16),
     /// Close one of those.

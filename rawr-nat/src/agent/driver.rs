@@ -19,6 +19,7 @@ use crate::driver::{CONTROL_BATCH, DATA_BATCH, FAREWELL, MAX_DATAGRAM, Port, now
 use crate::nat::Behaviour;
 use crate::peer::PeerConfig;
 use crate::punch::Tuning;
+use crate::socket_id::SocketId;
 use crate::{Host, PeerSocketConfig, Traffic};
 
 /// Seconds that a server shall keep a leg without hearing from us.
@@ -49,6 +50,8 @@ pub struct ConnectionConfig {
 pub struct Connection {
     agent: Agent,
     host: Box<dyn Host>,
+    /// The nearest one.
+    server: Option<SocketAddr>,
     control: Port,
     data: Port,
     own: OwnSockets,
@@ -85,7 +88,9 @@ impl Connection {
         let rawr = config.rawr;
         let nearest = rawr.gateways.first().or(rawr.root.as_ref());
         let interfaces = host.interfaces(nearest.map(|server| server.address))?;
-        let own = OwnSockets::open(interfaces.iter().map(|interface| interface.address));
+        let mut own = OwnSockets::new();
+        own.refresh(interfaces.iter().map(|interface| interface.address));
+        let server = nearest.map(|server| server.address);
         let config = AgentConfig {
             rawr: PeerConfig {
                 secret: rawr.secret,
@@ -110,6 +115,7 @@ impl Connection {
         let mut connection = Self {
             agent: Agent::new(config, rand::rng().random(), now),
             host,
+            server,
             control,
             data,
             own,
@@ -138,7 +144,8 @@ impl Connection {
 
     /// Local address of the socket that a router may be asked to map, for [`Connection::add_mapped`].
     pub fn mappable(&self) -> Option<SocketAddr> {
-        self.own.named().next().map(|socket| socket.address)
+        let mut named = self.own.named();
+        named.find(|socket| socket.id == SocketId::MAPPED).map(|socket| socket.address)
     }
 
     /// An external address that a router has mapped to [`Connection::mappable`].
@@ -153,6 +160,20 @@ impl Connection {
         let now = now();
         self.agent.set_behaviour(now, behaviour);
         self.flush(now);
+    }
+
+    /// To be called when the host may have got or lost addresses: another uplink, another network.
+    ///
+    /// # Errors
+    /// If the host cannot be asked.
+    pub fn refresh(&mut self) -> io::Result<()> {
+        let now = now();
+        let interfaces = self.host.interfaces(self.server)?;
+        let change = self.own.refresh(interfaces.iter().map(|interface| interface.address));
+        change.closed.into_iter().for_each(|id| self.agent.remove_socket(now, id));
+        change.opened.into_iter().for_each(|socket| self.agent.add_socket(now, socket));
+        self.flush(now);
+        Ok(())
     }
 
     /// Takes what the other side's [`ConnectionIncoming::Signal`] had.

@@ -57,6 +57,11 @@ impl Gather {
         self.asks.push(Ask { socket, server, is_repeated, transaction, tries: 0, send_at });
     }
 
+    /// The socket is no more.
+    pub(super) fn forget(&mut self, socket: SocketId) {
+        self.asks.retain(|ask| ask.socket != socket);
+    }
+
     /// Asks all servers again: the NAT may have started anew.
     pub(super) fn refresh(&mut self, now: Instant) {
         for ask in self.asks.iter_mut().filter(|ask| ask.is_repeated) {

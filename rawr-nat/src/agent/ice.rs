@@ -138,6 +138,15 @@ impl Ice {
         Some(sdp)
     }
 
+    /// Takes back all candidates of the socket with this address.
+    pub(super) fn remove(&mut self, base: SocketAddr) {
+        let gone: Vec<_> = self.agent.local_candidates().filter(|it| it.local() == base).collect();
+        for candidate in gone {
+            self.reflexive.retain(|address| *address != candidate.addr());
+            self.agent.invalidate_candidate(&candidate);
+        }
+    }
+
     /// Own addresses that NATs have given us.
     pub(super) fn reflexive(&self) -> &[SocketAddr] {
         &self.reflexive

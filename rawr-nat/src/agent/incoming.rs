@@ -154,6 +154,15 @@ impl Agent {
         }
     }
 
+    /// A path may have been found before the candidate that it leads to was named.
+    fn name_paths(&mut self) {
+        for path in self.paths.iter_mut().filter(|it| it.kind == AgentPathKind::Reflexive) {
+            if self.ice.is_remote_host(path.remote) {
+                path.kind = AgentPathKind::Host;
+            }
+        }
+    }
+
     /// Counts only where it came by the path that was pinged.
     fn handle_pong(&mut self, now: Instant, from: From, id: u64) {
         let From::Direct(socket, remote) = from else { return };
@@ -183,6 +192,7 @@ impl Agent {
             Some(Signal::Candidate(sdp)) => {
                 self.ice.add_remote(&sdp);
                 self.ice.handle_timeout(now);
+                self.name_paths();
             }
             Some(Signal::Behaviour(behaviour)) => self.punch.theirs = Some(behaviour),
             Some(Signal::Recheck) if !self.is_controlling() => self.check_again(now),

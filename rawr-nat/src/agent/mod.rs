@@ -138,7 +138,9 @@ impl Agent {
             outputs: VecDeque::new(),
             config,
         };
-        agent.watch_servers(now);
+        for socket in agent.config.sockets.clone() {
+            agent.watch_servers(now, socket);
+        }
         agent.introduce();
         agent.settle(now);
         agent
@@ -167,11 +169,31 @@ impl Agent {
 
     /// An external address that a router has been asked for, on behalf of the first socket.
     pub fn add_mapped(&mut self, now: Instant, external: SocketAddr) {
-        if let Some(base) = self.config.sockets.first().map(|socket| socket.address) {
+        if let Some(base) = self.local_address(SocketId::MAPPED) {
             self.mapped.push(external);
             self.add_reflexive(external, base);
             self.settle(now);
         }
+    }
+
+    /// A socket more: the host has a new address. One that is called [`SocketId::MAPPED`] is punched from.
+    pub fn add_socket(&mut self, now: Instant, socket: LocalSocket) {
+        self.config.sockets.push(socket);
+        self.watch_servers(now, socket);
+        if let Some(sdp) = self.ice.add_host(socket.address) {
+            self.post(&Signal::Candidate(sdp));
+        }
+        self.settle(now);
+    }
+
+    /// A socket less: the host has lost its address. What leads through it is left at once.
+    pub fn remove_socket(&mut self, now: Instant, id: SocketId) {
+        let Some(address) = self.local_address(id) else { return };
+        self.config.sockets.retain(|socket| socket.id != id);
+        self.gather.forget(id);
+        self.ice.remove(address);
+        self.paths.retain(|path| path.socket != id);
+        self.settle(now);
     }
 
     /// Takes what the neighbour table has on an address, after [`AgentOutput::LookUp`].
@@ -237,13 +259,10 @@ impl Agent {
         matches!(self.config.rawr.role, Role::A)
     }
 
-    fn watch_servers(&mut self, now: Instant) {
-        for socket in &self.config.sockets {
-            for server in &self.config.stun_servers {
-                if socket.address.is_ipv4() == server.is_ipv4() {
-                    self.gather.watch(now, socket.id, *server);
-                }
-            }
+    fn watch_servers(&mut self, now: Instant, socket: LocalSocket) {
+        let is_ipv4 = socket.address.is_ipv4();
+        for server in self.config.stun_servers.iter().filter(|it| it.is_ipv4() == is_ipv4) {
+            self.gather.watch(now, socket.id, *server);
         }
     }
 
@@ -257,7 +276,7 @@ impl Agent {
                 self.post(&Signal::Candidate(sdp));
             }
         }
-        if let Some(base) = self.config.sockets.first().map(|socket| socket.address) {
+        if let Some(base) = self.local_address(SocketId::MAPPED) {
             self.mapped.clone().into_iter().for_each(|mapped| self.add_reflexive(mapped, base));
         }
         if let Some(behaviour) = self.punch.ours {
@@ -423,7 +442,12 @@ impl Agent {
     /// Says what has become of the path that data takes.
     fn report(&mut self, now: Instant) {
         let path = if self.is_closing { None } else { self.path() };
-        let is_same = |a: AgentPath, b: AgentPath| (a.kind, a.remote) == (b.kind, b.remote);
+        let is_named =
+            |path: AgentPath| matches!(path.kind, AgentPathKind::Host | AgentPathKind::Reflexive);
+        // That the other agent has named an address by now is no news.
+        let is_same = |a: AgentPath, b: AgentPath| {
+            a.remote == b.remote && (a.kind == b.kind || is_named(a) && is_named(b))
+        };
         match (self.told, path) {
             (Some(told), Some(path)) if is_same(told, path) => {}
             (_, Some(path)) if !self.was_ready => {

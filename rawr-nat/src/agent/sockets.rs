@@ -1,4 +1,5 @@
-//! Sockets for paths without RAWR: one on each own address, and as many more as punching needs for a while.
+//! Sockets for paths without RAWR: one on each of the host's addresses, and as many more as punching needs for
+//! a while.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,8 +19,6 @@ const PROBE_BUFFER: usize = 16 << 10;
 
 pub(super) struct OwnSockets {
     sockets: Vec<Own>,
-    /// Of these, the first are there for good.
-    lasting: usize,
     next_id: u32,
     /// Where to look for a datagram next: each gets its turn.
     turn: usize,
@@ -29,41 +28,64 @@ struct Own {
     id: SocketId,
     address: SocketAddr,
     socket: UdpSocket,
+    /// For as long as the host has the address.
+    is_lasting: bool,
+}
+
+/// What [`OwnSockets::refresh`] has done.
+pub(super) struct Change {
+    pub(super) closed: Vec<SocketId>,
+    pub(super) opened: Vec<LocalSocket>,
 }
 
 impl OwnSockets {
-    /// On random ports: several hosts behind one NAT that use the same one get in each other's way. What
-    /// cannot be opened is left out.
-    pub(super) fn open(addresses: impl Iterator<Item = IpAddr>) -> Self {
+    pub(super) const fn new() -> Self {
+        Self { sockets: Vec::new(), next_id: SocketId::MAPPED.0 + 1, turn: 0 }
+    }
+
+    /// Opens a socket on each of the host's addresses that has none, and closes those on addresses that it
+    /// has no more. On random ports: several hosts behind one NAT that use the same one get in each other's
+    /// way. What cannot be opened is left out.
+    pub(super) fn refresh(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Change {
         let mut addresses: Vec<_> = addresses.collect();
         // NATs, which are there to be punched, are a matter of IPv4.
         addresses.sort_by_key(|address| !address.is_ipv4());
-        addresses.dedup();
         addresses.truncate(MAX_ADDRESSES);
-        let mut own = Self { sockets: Vec::new(), lasting: 0, next_id: 0, turn: 0 };
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.sockets)
+            .into_iter()
+            .partition(|own| !own.is_lasting || addresses.contains(&own.address.ip()));
+        self.sockets = kept;
+        let mut opened = Vec::new();
         for address in addresses {
-            if let Err(error) = own.add(address) {
-                log::debug!("no socket on {address}: {error}");
+            if self.named().any(|known| known.address.ip() == address) {
+                continue;
+            }
+            match self.add(address, true) {
+                Ok(own) => opened.push(LocalSocket { id: own.id, address: own.address }),
+                Err(error) => log::debug!("no socket on {address}: {error}"),
             }
         }
-        own.lasting = own.sockets.len();
-        own
+        Change { closed: gone.into_iter().map(|own| own.id).collect(), opened }
     }
 
-    /// Names and addresses of those that are there for good.
+    /// Names and addresses of those on the host's addresses.
     pub(super) fn named(&self) -> impl Iterator<Item = LocalSocket> {
-        let lasting = self.sockets.iter().take(self.lasting);
+        let lasting = self.sockets.iter().filter(|own| own.is_lasting);
         lasting.map(|own| LocalSocket { id: own.id, address: own.address })
     }
 
-    /// Opens so many on the first one's address, or as many as there are to be had.
+    /// The address that punching begins from.
+    fn mapped(&self) -> Option<IpAddr> {
+        let mut named = self.named();
+        named.find(|socket| socket.id == SocketId::MAPPED).map(|socket| socket.address.ip())
+    }
+
+    /// Opens so many on the address that punching begins from, or as many as there are to be had.
     pub(super) fn open_more(&mut self, count: u16) -> Vec<SocketId> {
-        let Some(address) = self.sockets.first().map(|own| own.address.ip()) else {
-            return Vec::new();
-        };
+        let Some(address) = self.mapped() else { return Vec::new() };
         let mut opened = Vec::new();
         for _ in 0..count {
-            match self.add(address) {
+            match self.add(address, false) {
                 Ok(own) => {
                     let _limited = SockRef::from(&own.socket).set_recv_buffer_size(PROBE_BUFFER);
                     opened.push(own.id);
@@ -123,11 +145,17 @@ impl OwnSockets {
         Ok(None)
     }
 
-    fn add(&mut self, address: IpAddr) -> io::Result<&Own> {
+    fn add(&mut self, address: IpAddr, is_lasting: bool) -> io::Result<&Own> {
         let socket = bind_udp(SocketAddr::new(address, 0))?;
-        let (id, address) = (SocketId(self.next_id), socket.local_addr()?);
-        self.next_id += 1;
-        self.sockets.push(Own { id, address, socket });
+        let address = socket.local_addr()?;
+        let id = match self.mapped() {
+            None if is_lasting => SocketId::MAPPED,
+            _ => {
+                self.next_id += 1;
+                SocketId(self.next_id - 1)
+            }
+        };
+        self.sockets.push(Own { id, address, socket, is_lasting });
         Ok(&self.sockets[self.sockets.len() - 1])
     }
 }
@@ -146,5 +174,67 @@ fn send_with_ttl(socket: &SockRef<'_>, to: SocketAddr, ttl: u8, bytes: &[u8]) ->
         let sent = socket.send_to(bytes, &to.into());
         socket.set_unicast_hops_v6(usual)?;
         sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(LIMIT, test).await.unwrap() });
+    }
+
+    #[test]
+    fn many_sockets_for_a_while() {
+        run(async {
+            let mut own = OwnSockets::new();
+            own.refresh([ADDRESS].into_iter());
+            let opened = own.open_more(300);
+            assert_eq!(opened.len(), 300);
+            let mapped = own.named().next().unwrap();
+            assert_eq!((mapped.id, own.named().count()), (SocketId::MAPPED, 1));
+            for (i, id) in (0_u16..).zip(&opened) {
+                let ttl = (i % 2 == 0).then_some(2);
+                assert!(own.send(*id, mapped.address, ttl, &i.to_be_bytes()));
+            }
+            let (mut buffer, mut seen) = ([0; 16], vec![false; opened.len()]);
+            while seen.contains(&false) {
+                std::future::poll_fn(|context| own.poll_readable(context)).await.unwrap();
+                while let Some((id, length, _)) = own.try_recv(&mut buffer).unwrap() {
+                    assert_eq!((id, length), (SocketId::MAPPED, 2));
+                    seen[usize::from(u16::from_be_bytes([buffer[0], buffer[1]]))] = true;
+                }
+            }
+            opened.into_iter().for_each(|id| own.close(id));
+            assert_eq!(own.sockets.len(), 1);
+        });
+    }
+
+    #[test]
+    fn sockets_follow_the_addresses_of_the_host() {
+        run(async {
+            let mut own = OwnSockets::new();
+            let first = own.refresh([ADDRESS, ADDRESS].into_iter());
+            assert_eq!((first.opened.len(), first.closed.len()), (1, 0));
+            let both = own.refresh([ADDRESS, OTHER].into_iter());
+            assert_eq!((both.opened.len(), both.closed.len()), (1, 0));
+            let second = both.opened[0];
+            assert_ne!(second.id, SocketId::MAPPED);
+            let less = own.refresh([OTHER].into_iter());
+            assert_eq!((less.opened, less.closed), (Vec::new(), vec![SocketId::MAPPED]));
+            assert!(own.open_more(1).is_empty(), "nothing to punch from");
+            let back = own.refresh([ADDRESS, OTHER].into_iter());
+            assert_eq!(back.opened[0].id, SocketId::MAPPED);
+            assert_eq!(own.named().count(), 2);
+        });
     }
 }

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rawr_nat::agent::AgentPathKind;
 use rawr_sim::Link;
 
 use crate::kinds::{KINDS, Kind, oracle};
@@ -22,6 +23,9 @@ const CERTAIN: f64 = 0.999;
 /// Chances below which nothing is to be tried.
 const VAIN: f64 = 0.5;
 
+/// How soon data flows, and how soon it does without a relay where ICE alone finds the path.
+const BARS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
 /// Why a run is not as it should be.
 fn complaint(a: Kind, b: Kind, seed: u64) -> Option<&'static str> {
     let chance = oracle(a, b);
@@ -29,7 +33,11 @@ fn complaint(a: Kind, b: Kind, seed: u64) -> Option<&'static str> {
     wild.run(LIMIT);
     let is_direct = wild.is_direct();
     let is_tried = wild.sockets_ever() != [1, 1];
+    let (ready, direct) = wild.ready_and_direct().unwrap_or_default();
+    let is_easy = wild.paths().iter().all(|path| path.kind != AgentPathKind::Punched);
     match chance {
+        _ if ready > BARS.0 => Some("no data within a second"),
+        _ if is_easy && direct > BARS.1 => Some("no direct path within two seconds"),
         _ if !wild.is_intact() => Some("data was lost"),
         _ if chance < VAIN => is_tried.then_some("the hopeless was tried"),
         _ => (!is_direct).then_some("no direct path"),

@@ -226,6 +226,16 @@ impl Net {
         self.now - self.started
     }
 
+    /// The host gets another address, and loses the one before.
+    pub(crate) fn move_to(&mut self, i: usize, last: u8) {
+        let host = &mut self.hosts[i];
+        host.agent.remove_socket(self.now, SocketId::MAPPED);
+        host.address = [192, 0, 2, last].into();
+        let address = SocketAddr::new(host.address, 3000);
+        host.sockets.insert(SocketId::MAPPED, address);
+        host.agent.add_socket(self.now, LocalSocket { id: SocketId::MAPPED, address });
+    }
+
     /// Runs for so long.
     pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;

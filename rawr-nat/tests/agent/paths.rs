@@ -181,6 +181,23 @@ fn an_agent_that_starts_again_is_met_again() {
 }
 
 #[test]
+fn a_host_that_moves_is_followed() {
+    for i in 0..2 {
+        let mut net = Net::new([Kind::None, Kind::None], 11, unchanged);
+        net.run(5 * SECOND);
+        let before = net.elapsed();
+        net.move_to(i, 30);
+        net.run(20 * SECOND);
+        assert_eq!(kinds(&net), [Some(AgentPathKind::Host); 2], "{i} has moved");
+        assert!(net.agree());
+        for to in 0..2 {
+            let gap = net.longest_gap(to, before);
+            assert!(gap <= 3 * SECOND, "{i} has moved, to {to}: nothing for {gap:?}");
+        }
+    }
+}
+
+#[test]
 fn idle_agents_are_quiet() {
     let mut net = Net::new([Kind::Cone, Kind::Cone], 10, unchanged);
     net.is_flowing = false;

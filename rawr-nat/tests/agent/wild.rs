@@ -55,6 +55,8 @@ pub(crate) struct Wild {
     sides: Vec<Side>,
     next_send: Instant,
     is_flowing: bool,
+    /// When both were there.
+    origin: Duration,
     /// Turns since time last went on.
     turns: u32,
 }
@@ -77,11 +79,13 @@ impl Wild {
             sides: Vec::new(),
             next_send: now,
             is_flowing: true,
+            origin: Duration::ZERO,
             turns: 0,
         };
         wild.join(Role::A, kinds[0], seed);
         wild.join(Role::B, kinds[1], seed);
         wild.network.set_link(link);
+        wild.origin = wild.now - wild.started;
         wild
     }
 
@@ -313,6 +317,28 @@ impl Wild {
     /// Sockets that each side has ever had.
     pub(crate) fn sockets_ever(&self) -> Vec<u32> {
         self.sides.iter().map(|side| side.next_socket).collect()
+    }
+
+    /// When the last side could send at first, and when it took a path without a relay.
+    pub(crate) fn ready_and_direct(&self) -> Option<(Duration, Duration)> {
+        let first = |side: &Side, is_wanted: fn(AgentPath) -> bool| {
+            let path_of = |event: &AgentEvent| match event {
+                AgentEvent::Ready { path, .. } | AgentEvent::PathChanged { to: path, .. } => {
+                    Some(*path)
+                }
+                _ => None,
+            };
+            let mut events = side.events.iter();
+            let found = events.find(|(_, event)| path_of(event).is_some_and(is_wanted));
+            found.map(|(at, _)| *at)
+        };
+        let both = |side: &Side| {
+            Some((first(side, |_| true)?, first(side, |path| path.kind.is_direct())?))
+        };
+        let sides: Vec<_> = self.sides.iter().filter_map(both).collect();
+        let &[(ready_a, direct_a), (ready_b, direct_b)] = sides.as_slice() else { return None };
+        let start = self.origin;
+        Some((ready_a.max(ready_b) - start, direct_a.max(direct_b) - start))
     }
 
     /// Events of both sides.
