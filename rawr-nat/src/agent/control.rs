@@ -26,6 +26,13 @@ pub(super) enum Control {
     },
     /// All signals before this one have come.
     Ack(u32),
+    /// Between the two sides of one time that a path is punched. It may be lost, repeated and overtaken.
+    Punching {
+        /// The time.
+        attempt: u32,
+        /// What the one side says to the other.
+        message: Vec<u8>,
+    },
 }
 
 impl Control {
@@ -41,6 +48,9 @@ impl Control {
                 [&[7], sequence.to_be_bytes().as_slice(), body].concat()
             }
             Self::Ack(sequence) => number(8, &sequence.to_be_bytes()),
+            Self::Punching { attempt, message } => {
+                [&[9], attempt.to_be_bytes().as_slice(), message].concat()
+            }
         }
     }
 
@@ -56,6 +66,7 @@ impl Control {
             6 => Self::Marker(reader.u32()?),
             7 => Self::Signal { sequence: reader.u32()?, body: reader.rest() },
             8 => Self::Ack(reader.u32()?),
+            9 => Self::Punching { attempt: reader.u32()?, message: reader.rest() },
             _ => return None,
         };
         reader.end(control)
@@ -81,6 +92,7 @@ mod tests {
             Control::Marker(u32::MAX),
             Control::Signal { sequence: 9, body: b"signal".to_vec() },
             Control::Ack(10),
+            Control::Punching { attempt: 3, message: vec![1, 2, 3] },
         ];
         for control in all {
             let bytes = control.encode();
@@ -88,7 +100,7 @@ mod tests {
             let cut = Control::decode(&bytes[..4]);
             assert!(cut.is_none(), "{control:?} cut short is {cut:?}");
         }
-        assert_eq!(Control::decode(&[9, 0, 0, 0, 0]), None);
+        assert_eq!(Control::decode(&[10, 0, 0, 0, 0]), None);
         assert_eq!(Control::decode(&[3, 0, 0, 0, 0, 0]), None);
     }
 }

@@ -138,6 +138,9 @@ impl Agent {
                 }
             }
             Some(Control::Ack(next)) => self.mailbox.handle_ack(now, next),
+            Some(Control::Punching { attempt, message }) => {
+                self.handle_punch_message(now, attempt, message);
+            }
             None => {}
         }
     }
@@ -198,9 +201,6 @@ impl Agent {
             Some(Signal::Recheck) if !self.is_controlling() => self.check_again(now),
             Some(Signal::Punch(attempt)) if !self.is_controlling() => {
                 self.start_punching(now, attempt);
-            }
-            Some(Signal::Punching { attempt, message }) => {
-                self.handle_punch_message(now, attempt, message);
             }
             Some(Signal::Recheck | Signal::Punch(_)) | None => {}
         }

@@ -248,8 +248,8 @@ impl Agent {
     /// Releases everything.
     pub fn close(&mut self, now: Instant) {
         self.is_closing = true;
-        self.stop_punching();
         self.paths.clear();
+        self.stop_punching();
         self.selection = Selection::new();
         self.rawr.close(now);
         self.settle(now);
@@ -292,11 +292,11 @@ impl Agent {
 
     /// The other agent has started again: what was agreed with it is void.
     fn begin_again(&mut self, now: Instant) {
+        self.paths.clear();
         self.stop_punching();
         self.mailbox = Mailbox::new(now);
         self.ice = Ice::new(self.is_controlling(), self.config.nat64, &mut self.rng, now);
         self.punch = Punch::new(self.punch.ours);
-        self.paths.clear();
         self.selection = Selection::new();
         (self.inbox, self.outbox) = (Inbox::default(), Outbox::new());
         (self.open_since, self.recheck_at, self.rechecks) = (None, None, 0);
@@ -393,15 +393,21 @@ impl Agent {
     }
 
     fn pump_mailbox(&mut self, now: Instant) {
-        let Some(way) = self.signal_way() else { return };
-        for control in self.mailbox.poll_transmit(now).unwrap_or_default() {
-            match way {
-                Some(choice) => self.send_on(choice, &control),
-                None => {
-                    let bytes = self.sealer.seal(&control.encode());
-                    self.outputs.push_back(AgentOutput::Signal(bytes));
-                }
+        if self.signal_way().is_some() {
+            let controls = self.mailbox.poll_transmit(now).unwrap_or_default();
+            controls.iter().for_each(|control| self.say(control));
+        }
+    }
+
+    /// Brings this to the other agent, if there is a way.
+    fn say(&mut self, control: &Control) {
+        match self.signal_way() {
+            Some(Some(choice)) => self.send_on(choice, control),
+            Some(None) => {
+                let bytes = self.sealer.seal(&control.encode());
+                self.outputs.push_back(AgentOutput::Signal(bytes));
             }
+            None => {}
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use super::config::{AgentEvent, AgentOutput, AgentSocket};
+use super::control::Control;
 use super::signal::Signal;
 use super::{Agent, AgentPathKind};
 use crate::nat::Behaviour;
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long punching goes on once it has a path: the other side may have to be told again.
 const LINGER: Duration = Duration::from_secs(5);
+/// Messages that are kept until the order to begin comes, too.
+const MAX_EARLY: usize = 16;
 /// Pauses after the first, second, … time that nothing was punched; the last repeats.
 const PAUSES: [Duration; 3] =
     [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(300)];
@@ -170,7 +173,9 @@ impl Agent {
     pub(super) fn handle_punch_message(&mut self, now: Instant, attempt: u32, message: Vec<u8>) {
         match &mut self.punch.running {
             Some(running) if attempt == self.punch.attempt => running.handle_message(now, &message),
-            _ if attempt > self.punch.attempt => self.punch.early.push((attempt, message)),
+            _ if attempt > self.punch.attempt && self.punch.early.len() < MAX_EARLY => {
+                self.punch.early.push((attempt, message));
+            }
             _ => {}
         }
     }
@@ -196,7 +201,7 @@ impl Agent {
                 PunchOutput::Close(socket) => self.close_socket(socket),
                 PunchOutput::Message(message) => {
                     let attempt = self.punch.attempt;
-                    self.post(&Signal::Punching { attempt, message });
+                    self.say(&Control::Punching { attempt, message });
                 }
                 PunchOutput::Punched { socket, remote, rtt } => {
                     self.add_path(now, socket, remote, AgentPathKind::Punched);

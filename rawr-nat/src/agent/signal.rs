@@ -22,13 +22,6 @@ pub(super) enum Signal {
     Recheck,
     /// From the controlling agent: punch, for the time that this counts.
     Punch(u32),
-    /// Between the two sides of one time.
-    Punching {
-        /// The time.
-        attempt: u32,
-        /// What the one side says to the other.
-        message: Vec<u8>,
-    },
 }
 
 impl Signal {
@@ -53,11 +46,6 @@ impl Signal {
                 out.push(5);
                 out.extend(attempt.to_be_bytes());
             }
-            Self::Punching { attempt, message } => {
-                out.push(6);
-                out.extend(attempt.to_be_bytes());
-                out.extend(message);
-            }
         }
         out
     }
@@ -70,7 +58,6 @@ impl Signal {
             3 => Self::Behaviour(behaviour(&mut reader)?),
             4 => Self::Recheck,
             5 => Self::Punch(reader.u32()?),
-            6 => Self::Punching { attempt: reader.u32()?, message: reader.rest() },
             _ => return None,
         };
         reader.end(signal)
@@ -167,7 +154,6 @@ mod tests {
             Signal::Candidate("candidate:1 1 udp 1 2001:db8::1 5 typ host".to_owned()),
             Signal::Recheck,
             Signal::Punch(3),
-            Signal::Punching { attempt: 3, message: vec![1, 2, 3] },
         ];
         for signal in behaviours.into_iter().chain(others) {
             let bytes = signal.encode();
