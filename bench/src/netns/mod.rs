@@ -49,7 +49,7 @@ const METHOD: &[&str] = &[
      would.",
     "One core and two: the same flows and frames with one and with two in each round.",
     "\"ChannelData to UDP\" and \"UDP to ChannelData\": each flow is a client with one channel. rawr has \
-     1,000,000 installed, both ways, in a channel table of 4,194,304 places; frames go in at the length \
+     1,000,000 installed, both ways, in a channel table of 8,388,608 places; frames go in at the length \
      that is named and come out with a header of 4 bytes less or more.",
     "\"Binding requests\": of 1,000 clients, without attributes; answers are what counts, and sampled ones \
      have to tell the client its address. rawr answers in XDP, by the interface that requests come in by.",

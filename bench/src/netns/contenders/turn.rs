@@ -18,8 +18,8 @@ use crate::netns::wire::{CHANNEL, Carrier, Destination, Shape, far_peer, near_le
 
 /// Where clients send to. None of [`near_leg`]'s addresses.
 const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 31), 3478);
-/// A quarter is full, so that no channel lacks a place.
-const CHANNEL_TABLE: u32 = (4 * FLOWS).next_power_of_two();
+/// An eighth is full, so that no channel lacks a place.
+const CHANNEL_TABLE: u32 = (8 * FLOWS).next_power_of_two();
 
 /// On which side of the relay the clients are. The relayed transport addresses are always those of
 /// [`near_leg`].
