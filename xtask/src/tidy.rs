@@ -44,6 +44,7 @@ const CLOCK_FOLDERS: &[&str] = &["/benches/", "/examples/", "/tests/"];
 /// Files and folders that may.
 const CLOCK_READERS: &[&str] = &[
     "bench/",
+    "fuzz/",
     "rawr-nat/src/bridge/driver",
     "rawr-nat/src/driver",
     "rawr-nat/src/punch/tcp",
