@@ -347,7 +347,9 @@ impl World {
                 Command::Drain { .. }
                 | Command::Splice { .. }
                 | Command::Close(_)
-                | Command::ProbeNeighbours => {}
+                | Command::ProbeNeighbours
+                | Command::Remember(_)
+                | Command::Forget(_) => {}
             }
         }
     }

@@ -23,7 +23,7 @@ pub const LAN_B: Subnet = Subnet::new([10, 0, 2], [0xfd00, 0, 0, 2]);
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// A network, ready for sessions between its hosts `a` and `b`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Site {
     pub root: Rc<Daemon>,
     /// The servers that data has to pass, in order from `a` to `b`.

@@ -11,7 +11,7 @@ use rawr_tests::nice::{Agent, Relay};
 use rawr_tests::privilege::need_library;
 use rawr_tests::rawr::{COUNTERS_SETTLE, Serve, Traffic};
 use rawr_tests::scene::{Scene, scenario};
-use rawr_tests::topology::{INTERNET, Site, two_homes_around};
+use rawr_tests::topology::{INTERNET, Site, two_homes_at};
 
 const CONFIG: &str = "\
 [[users]]
@@ -55,7 +55,7 @@ fn agents_reach_each_other_over_udp_and_tcp() {
         return;
     }
     scenario(name, |scene| {
-        let site = two_homes_around(scene, Serve::root(&["wan"]).configured(CONFIG))?;
+        let site = two_homes_at(scene, Serve::root(&["wan"]).configured(CONFIG))?;
         for family in [Family::Ipv4, Family::Ipv6] {
             let traffic = exchange(scene, &site, family, "udp")?;
             println!("{family:?}, udp: {traffic:?}");
