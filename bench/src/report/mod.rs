@@ -164,7 +164,13 @@ mod tests {
         let mut netns = Document::new("netns", "cargo xtask bench netns".to_owned(), &["Method."]);
         for (rank, contender) in ["bare XDP redirect", "rawr", "coturn"].into_iter().enumerate() {
             for flows in ["1", "1000", "1000000"] {
-                for (bytes, cores) in [("64", "1"), ("200", "1"), ("64", "2")] {
+                let points = [
+                    ("throughput", "64", "1"),
+                    ("throughput", "200", "1"),
+                    ("one core and two", "64", "1"),
+                    ("one core and two", "64", "2"),
+                ];
+                for (table, bytes, cores) in points {
                     let labels = [
                         ("topology", "redirect"),
                         ("contender", contender),
@@ -174,7 +180,7 @@ mod tests {
                     ];
                     let value = 9e6 / (rank + flows.len()) as f64;
                     let rounds = vec![value, value * 1.1, value * 0.9];
-                    netns.rows.push(Row::new("throughput", &labels, "packets/s", rounds));
+                    netns.rows.push(Row::new(table, &labels, "packets/s", rounds));
                 }
             }
             for load in ["10 %", "50 %", "90 %", "half of coturn's"] {
