@@ -100,6 +100,7 @@ password = \"correct horse\"
 [turn]
 listen_tcp = [\"0.0.0.0:3478\", \"[::]:3478\"]
 listen_tls = [\"0.0.0.0:5349\", \"[::]:5349\"]
+listen_dtls = [\"0.0.0.0:5349\", \"[::]:5349\", \"0.0.0.0:3478\"]
 allow_peers = [\"203.0.113.0/24\", \"2001:db8:0:1::/64\"]
 mobility = true
 rfc5766_channels = true
@@ -177,6 +178,22 @@ fn clients_over_tcp_and_tls_relay() {
                 }
             }
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn clients_over_dtls_relay() {
+    turn("clients_over_dtls_relay", |scene, site| {
+        for family in FAMILIES {
+            for method in [&["-c"][..], &["-s"]] {
+                let arguments = ["-S", "-n", "100", "-m", "2", "-l", "400", "-z", "5"];
+                site.echo(scene, family, &[&USER[..], method, &arguments].concat())?;
+            }
+        }
+        // At the port where clients over plain UDP are served, too.
+        let arguments = ["-S", "-p", "3478", "-c", "-n", "50", "-z", "5"];
+        site.echo(scene, Family::Ipv4, &[&USER[..], &arguments].concat())?;
         Ok(())
     });
 }

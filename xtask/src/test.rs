@@ -62,6 +62,9 @@ fn check() -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
+    // Tests need all features; this is rawr as it is built without any.
+    let plain = ["clippy", "--package", "rawr-userspace", "--bins", "--quiet"];
+    run(cargo().args(plain).args(["--", "--deny", "warnings"]))?;
     check_dependencies()
 }
 

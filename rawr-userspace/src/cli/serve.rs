@@ -59,6 +59,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     for address in streams.bound() {
         log::info!("clients may connect to {address} over TCP");
     }
+    for address in streams.bound_dtls() {
+        log::info!("clients may speak DTLS to {address}");
+    }
     let (kernel, fallback) = open_kernel(&config)?;
     let mut server = start_server(&config, &state).await?;
     let names = open_names(&config, &mut server)?;

@@ -15,7 +15,7 @@ use super::turn::{Discovery, Peers, Relay, StreamLimits, Turn, TurnLimits};
 use super::value::{Rate, ValueError};
 use crate::io::streams;
 
-/// Port of STUN and TURN over TLS (RFC 8489 §18.6).
+/// Port of STUN and TURN over TLS and DTLS (RFC 8489 §18.6).
 const TLS_PORT: u16 = rawr_proto::DEFAULT_SECURE_PORT;
 
 /// A table `turn` in which anything may be left out. Each field is what [`Turn`]'s is.
@@ -24,6 +24,7 @@ const TLS_PORT: u16 = rawr_proto::DEFAULT_SECURE_PORT;
 pub struct DraftTurn {
     pub listen_tcp: Option<Vec<SocketAddr>>,
     pub listen_tls: Option<Vec<SocketAddr>>,
+    pub listen_dtls: Option<Vec<SocketAddr>>,
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub relays: Option<Vec<Relay>>,
@@ -54,6 +55,7 @@ impl DraftTurn {
         Turn {
             listen_tcp: self.listen_tcp.unwrap_or_default(),
             listen_tls: self.listen_tls.unwrap_or_default(),
+            listen_dtls: self.listen_dtls.unwrap_or_default(),
             certificate: files
                 .map(|(certificate, key)| streams::CertificateFiles { certificate, key }),
             relays: self.relays.unwrap_or_default(),
@@ -82,12 +84,24 @@ impl DraftTurn {
     /// Calls `claim` with what must hold among these values: key, whether it does, and why it should.
     pub(super) fn claims(&self, claim: &mut dyn FnMut(&str, bool, &'static str)) {
         let default = Turn::default();
-        let has_tls = self.listen_tls.as_ref().is_some_and(|addresses| !addresses.is_empty());
+        let is_any = |addresses: &Option<Vec<_>>| addresses.iter().any(|it| !it.is_empty());
+        let has_tls = is_any(&self.listen_tls);
+        let has_dtls = is_any(&self.listen_dtls);
         let (certificate, key) = (self.certificate.is_some(), self.key.is_some());
         claim(
             "turn.listen_tls",
             !has_tls || certificate && key,
             "needs a certificate: set turn.certificate and turn.key",
+        );
+        claim(
+            "turn.listen_dtls",
+            !has_dtls || certificate && key,
+            "needs a certificate: set turn.certificate and turn.key",
+        );
+        claim(
+            "turn.listen_dtls",
+            !has_dtls || cfg!(feature = "dtls"),
+            "is not in this build: build rawr with the Cargo feature dtls",
         );
         claim("turn.certificate", !certificate || key, "needs turn.key as well");
         claim("turn.key", !key || certificate, "needs turn.certificate as well");
@@ -113,7 +127,7 @@ impl DraftTurn {
 
     /// The ports that clients connect to.
     pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
-        let listen = [&self.listen_tcp, &self.listen_tls].into_iter().flatten().flatten();
+        let listen = [&self.listen_tcp, &self.listen_tls, &self.listen_dtls].into_iter().flatten().flatten();
         let discovery = self.discovery.iter().flatten();
         let discovery = discovery.flat_map(|pair| [pair.primary, pair.alternate]);
         listen.copied().chain(discovery).map(|address| address.port())
@@ -124,13 +138,8 @@ pub(super) fn read_turn(table: Table<'_>) -> DraftTurn {
     let rate = parsed::<Rate>;
     let draft = DraftTurn {
         listen_tcp: table.list("listen_tcp", |value| listen_address(text(value)?)),
-        listen_tls: table.list("listen_tls", |value| {
-            let address = text(value)?;
-            match address.parse() {
-                Ok(ip) => Ok(SocketAddr::new(ip, TLS_PORT)),
-                Err(_) => listen_address(address),
-            }
-        }),
+        listen_tls: table.list("listen_tls", |value| secure_address(text(value)?)),
+        listen_dtls: table.list("listen_dtls", |value| secure_address(text(value)?)),
         certificate: table.read("certificate", absolute_path),
         key: table.read("key", absolute_path),
         relays: table.tables("relays").map(|tables| {
@@ -232,6 +241,11 @@ fn read_discovery(table: Table<'_>, span: Range<usize>) -> Option<Discovery> {
     });
     table.finish();
     Some(Discovery { primary: primary?, alternate: alternate? })
+}
+
+/// An address to listen on, whose port may be left out.
+fn secure_address(text: &str) -> Result<SocketAddr, ValueError> {
+    text.parse().map_or_else(|_| listen_address(text), |ip| Ok(SocketAddr::new(ip, TLS_PORT)))
 }
 
 /// One address of a host.

@@ -181,6 +181,8 @@ impl Config {
         streams::Settings {
             tcp: self.turn.listen_tcp.clone(),
             tls: self.turn.listen_tls.clone(),
+            dtls: self.turn.listen_dtls.clone(),
+            udp: self.udp_addresses(),
             certificate: self.turn.certificate.clone(),
             connections: limits.connections,
             connections_per_prefix: limits.connections_per_prefix,
@@ -189,6 +191,7 @@ impl Config {
                 handshake: limits.handshake_timeout,
                 idle: limits.idle_timeout,
             },
+            unverified_per_second: self.limits.unverified_per_second,
             relay_ports: self.data_ports.0.clone(),
         }
     }

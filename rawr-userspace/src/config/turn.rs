@@ -16,7 +16,9 @@ pub struct Turn {
     pub listen_tcp: Vec<SocketAddr>,
     /// Addresses for clients over TLS.
     pub listen_tls: Vec<SocketAddr>,
-    /// Certificate chain and key as PEM. There where `listen_tls` has any.
+    /// Addresses for clients over DTLS; may be the same as those of the STUN port.
+    pub listen_dtls: Vec<SocketAddr>,
+    /// Certificate chain and key as PEM. There where `listen_tls` or `listen_dtls` has any.
     pub certificate: Option<streams::CertificateFiles>,
     /// Addresses that relayed transport addresses are opened on. None named: the one that the client
     /// has asked, or the one that the route to the client has.
@@ -185,6 +187,7 @@ impl Default for Turn {
         Self {
             listen_tcp: Vec::new(),
             listen_tls: Vec::new(),
+            listen_dtls: Vec::new(),
             certificate: None,
             relays: Vec::new(),
             discovery: Vec::new(),

@@ -8,10 +8,10 @@ use super::config::Limits;
 
 /// What one customer usually has: an IPv4 /24 or an IPv6 /56.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Prefix(u64);
+pub(crate) struct Prefix(u64);
 
 impl Prefix {
-    pub(super) fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(u64::from(v4.to_bits() >> 8)),
             IpAddr::V6(v6) => Self((1 << 63) | (v6.to_bits() >> 72) as u64),
@@ -112,7 +112,7 @@ impl Quotas {
 /// that only this server can compute. Each cell is a token bucket of one second's burst (the generic
 /// cell rate algorithm: the time at which it is full again).
 #[derive(Debug)]
-pub(super) struct Rates {
+pub(crate) struct Rates {
     origin: Instant,
     key: u64,
     /// Nanoseconds that one event takes.
@@ -125,7 +125,7 @@ impl Rates {
     const CELLS_LOG2: u32 = 13;
     const BURST: u64 = Duration::from_secs(1).as_nanos() as u64;
 
-    pub(super) fn new(origin: Instant, key: u64, per_second: u32) -> Self {
+    pub(crate) fn new(origin: Instant, key: u64, per_second: u32) -> Self {
         Self {
             origin,
             key: key | 1,
@@ -135,7 +135,7 @@ impl Rates {
     }
 
     /// Whether one more event of `prefix` is within the rate; if so, it counts.
-    pub(super) fn allow(&mut self, now: Instant, prefix: Prefix) -> bool {
+    pub(crate) fn allow(&mut self, now: Instant, prefix: Prefix) -> bool {
         let now = now.saturating_duration_since(self.origin).as_nanos() as u64;
         let hash = (prefix.0 ^ self.key).wrapping_mul(self.key) ^ (prefix.0 >> 29);
         let spread = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -23,7 +23,7 @@ mod counters;
 mod deadline;
 mod exchange;
 mod expire;
-mod limits;
+pub(crate) mod limits;
 mod neighbours;
 mod parents;
 mod policy;

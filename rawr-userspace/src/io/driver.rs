@@ -26,7 +26,7 @@ use super::ports::Ports;
 use super::registry::NameRegistry;
 use super::report;
 use super::state_file::StateFile;
-use super::streams::{StreamEvent, Streams};
+use super::streams::{DtlsPort, StreamEvent, Streams, is_dtls};
 use crate::admin::{Call, InterfaceInfo, Request, Response};
 use crate::control::{Client, Command, Neighbour, Now, Server, Source};
 use crate::dataplane::bpf::Bpf;
@@ -193,7 +193,8 @@ impl Driver {
     fn listen(&self) -> mpsc::Receiver<ControlDatagram> {
         let (sender, receiver) = mpsc::channel(CONTROL_QUEUE);
         for socket in &self.sockets {
-            tokio::spawn(receive(Arc::clone(socket), sender.clone()));
+            let dtls = self.streams.dtls_at(socket.bound());
+            tokio::spawn(receive(Arc::clone(socket), dtls, sender.clone()));
         }
         receiver
     }
@@ -432,11 +433,18 @@ async fn ended(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-async fn receive(socket: Arc<ControlSocket>, sender: mpsc::Sender<ControlDatagram>) {
+async fn receive(
+    socket: Arc<ControlSocket>,
+    dtls: Option<Arc<DtlsPort>>,
+    sender: mpsc::Sender<ControlDatagram>,
+) {
     let mut buffers = Buffers::default();
     loop {
         let received = socket
             .receive(&mut buffers, |local, from, bytes| {
+                if let Some(dtls) = dtls.as_ref().filter(|_| is_dtls(bytes)) {
+                    return dtls.take(&socket, local, from, bytes);
+                }
                 // A full queue drops, as the network would; clients retransmit.
                 let _ = sender.try_send(ControlDatagram { local, from, bytes: bytes.to_vec() });
             })

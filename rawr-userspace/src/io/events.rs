@@ -36,6 +36,9 @@ impl Driver {
                     self.obey(now);
                 }
             }
+            StreamEvent::Message { client, bytes } => {
+                self.server.handle_control(now, &client, &bytes);
+            }
             StreamEvent::Gone(connection) => {
                 let other = self.streams.ended(connection);
                 for gone in [Some(connection), other].into_iter().flatten() {

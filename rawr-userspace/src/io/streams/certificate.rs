@@ -1,4 +1,4 @@
-//! The certificate that streams over TLS are secured with, and its exchange while the server runs.
+//! The certificate that TLS and DTLS are secured with, and its exchange while the server runs.
 
 use std::fs;
 use std::io;
@@ -42,6 +42,11 @@ pub enum CertificateError {
         .files.certificate.display(), .files.key.display()
     )]
     Unusable { files: CertificateFiles, source: rustls::Error },
+    #[error(
+        "the key in {} cannot be used for DTLS, which needs ECDSA P-256 or P-384: have a certificate \
+         made for such a key, or leave out turn.listen_dtls ({why})", .path.display()
+    )]
+    NotForDtls { path: PathBuf, why: String },
 }
 
 /// A certificate that can be exchanged. New streams get the one that is in force when they begin.
@@ -50,7 +55,18 @@ pub struct Certificate {
     files: CertificateFiles,
     /// What the files were like when they were read last, whether they could be used or not.
     seen: RwLock<Stamp>,
-    current: RwLock<Arc<CertifiedKey>>,
+    current: RwLock<Current>,
+    /// Whether it has to do for DTLS as well.
+    for_dtls: bool,
+}
+
+/// What is in force.
+#[derive(Clone, Debug)]
+struct Current {
+    certified: Arc<CertifiedKey>,
+    /// For DTLS, where that is offered.
+    #[cfg(feature = "dtls")]
+    dtls: Option<dimpl::DtlsCertificate>,
 }
 
 /// By which a change of the files shows.
@@ -60,15 +76,24 @@ struct Stamp([Option<(SystemTime, u64)>; 2]);
 impl Certificate {
     /// Reads the files.
     pub fn load(files: CertificateFiles) -> Result<Arc<Self>, CertificateError> {
+        Self::load_for(files, false)
+    }
+
+    /// Reads the files, which have to do for DTLS, too.
+    pub fn load_for_dtls(files: CertificateFiles) -> Result<Arc<Self>, CertificateError> {
+        Self::load_for(files, true)
+    }
+
+    fn load_for(files: CertificateFiles, for_dtls: bool) -> Result<Arc<Self>, CertificateError> {
         let seen = RwLock::new(Stamp::of(&files));
-        let current = RwLock::new(Arc::new(read(&files)?));
-        Ok(Arc::new(Self { files, seen, current }))
+        let current = RwLock::new(read(&files, for_dtls)?);
+        Ok(Arc::new(Self { files, seen, current, for_dtls }))
     }
 
     /// Reads the files again. If they cannot be used, what was there stays.
     pub fn reload(&self) -> Result<(), CertificateError> {
         *self.seen.write().unwrap_or_else(PoisonError::into_inner) = Stamp::of(&self.files);
-        let new = Arc::new(read(&self.files)?);
+        let new = read(&self.files, self.for_dtls)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(())
     }
@@ -102,6 +127,12 @@ impl Certificate {
         }
     }
 
+    /// What DTLS is spoken with, if it is offered.
+    #[cfg(feature = "dtls")]
+    pub(super) fn for_dtls(&self) -> Option<dimpl::DtlsCertificate> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).dtls.clone()
+    }
+
     /// How TLS is spoken with this certificate.
     ///
     /// # Errors
@@ -121,7 +152,7 @@ impl Certificate {
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).certified))
     }
 }
 
@@ -135,7 +166,7 @@ impl Stamp {
     }
 }
 
-fn read(files: &CertificateFiles) -> Result<CertifiedKey, CertificateError> {
+fn read(files: &CertificateFiles, for_dtls: bool) -> Result<Current, CertificateError> {
     let not_pem = |path: &Path, what| {
         let path = path.to_owned();
         move |source| CertificateError::NotPem { path, what, source }
@@ -146,8 +177,22 @@ fn read(files: &CertificateFiles) -> Result<CertifiedKey, CertificateError> {
         .map_err(not_pem(&files.certificate, "certificate"))?;
     let key = PrivateKeyDer::from_pem_slice(&contents(&files.key)?)
         .map_err(not_pem(&files.key, "private key"))?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|source| CertificateError::Unusable { files: files.clone(), source })
+    #[cfg(feature = "dtls")]
+    let dtls = for_dtls.then(|| super::dtls::credential(&chain[0], key.secret_der())).transpose();
+    #[cfg(feature = "dtls")]
+    let dtls = dtls.map_err(|error| {
+        let path = files.key.clone();
+        CertificateError::NotForDtls { path, why: error.to_string() }
+    })?;
+    #[cfg(not(feature = "dtls"))]
+    let _ = for_dtls;
+    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map_err(|source| CertificateError::Unusable { files: files.clone(), source })?;
+    Ok(Current {
+        certified: Arc::new(certified),
+        #[cfg(feature = "dtls")]
+        dtls,
+    })
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, CertificateError> {
@@ -191,7 +236,7 @@ mod tests {
     }
 
     fn in_force(certificate: &Certificate) -> Vec<u8> {
-        certificate.current.read().unwrap().end_entity_cert().unwrap().to_vec()
+        certificate.current.read().unwrap().certified.end_entity_cert().unwrap().to_vec()
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 /// The loop is told once. It may have closed the stream already, or be gone itself.
-async fn tell_gone(events: &mpsc::Sender<StreamEvent>, client: Client) {
+pub(super) async fn tell_gone(events: &mpsc::Sender<StreamEvent>, client: Client) {
     if let Some(connection) = client.connection() {
         let _ = events.send(StreamEvent::Gone(connection)).await;
     }

@@ -49,9 +49,15 @@ enum Begun {
 /// Listens on all addresses and begins to accept. The addresses.
 pub(super) fn listen(
     settings: &Settings,
+    certificate: Option<&Arc<Certificate>>,
     shared: &Arc<Shared>,
 ) -> Result<Vec<SocketAddr>, StreamsError> {
-    let acceptor = acceptor(settings)?;
+    let acceptor = match certificate {
+        Some(certificate) if !settings.tls.is_empty() => {
+            Some(TlsAcceptor::from(certificate.server_config()?))
+        }
+        _ => None,
+    };
     let mut addresses = settings.tcp.clone();
     addresses.extend(settings.tls.iter().filter(|address| !settings.tcp.contains(address)));
     let mut bound = Vec::new();
@@ -77,15 +83,17 @@ pub(super) fn listen(
     Ok(bound)
 }
 
-fn acceptor(settings: &Settings) -> Result<Option<TlsAcceptor>, StreamsError> {
-    if settings.tls.is_empty() {
+/// What TLS and DTLS are secured with, if either is offered.
+pub(super) fn certificate(settings: &Settings) -> Result<Option<Arc<Certificate>>, StreamsError> {
+    if settings.tls.is_empty() && settings.dtls.is_empty() {
         return Ok(None);
     }
     let files = settings.certificate.clone().ok_or(StreamsError::NoCertificate)?;
-    let certificate = Certificate::load(files)?;
-    let config = certificate.server_config()?;
-    tokio::spawn(certificate.keep_up());
-    Ok(Some(config.into()))
+    let certificate = match settings.dtls.is_empty() {
+        true => Certificate::load(files)?,
+        false => Certificate::load_for_dtls(files)?,
+    };
+    Ok(Some(certificate))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

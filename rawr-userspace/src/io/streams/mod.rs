@@ -1,4 +1,4 @@
-//! Streams: clients over TCP and TLS, and peers of TCP allocations (RFC 6062).
+//! Streams: clients over TCP, TLS and DTLS, and peers of TCP allocations (RFC 6062).
 //!
 //! ```text
 //! accept ─▶ admission ─▶ (TLS) ─▶ one task per stream ─▶ StreamEvent ─▶ loop ─▶ Server
@@ -12,8 +12,13 @@
 mod admission;
 mod certificate;
 mod connection;
+#[cfg(feature = "dtls")]
+mod dtls;
 mod frame;
 mod listener;
+#[cfg(not(feature = "dtls"))]
+#[path = "no_dtls.rs"]
+mod dtls;
 mod outbox;
 mod peers;
 
@@ -31,6 +36,8 @@ use tokio::sync::mpsc;
 
 use self::admission::Admission;
 pub use self::certificate::{Certificate, CertificateError, CertificateFiles, PROTOCOLS};
+pub use self::dtls::DtlsPort;
+pub(crate) use self::dtls::is_dtls;
 use self::outbox::{Order, Outbox};
 use self::peers::Ports;
 use crate::control::{AttemptId, Client, ConnectError, ConnectionId};
@@ -45,7 +52,12 @@ pub struct Settings {
     pub tcp: Vec<SocketAddr>,
     /// Addresses for TLS. One that is among `tcp` as well serves both: the first byte tells (RFC 7983).
     pub tls: Vec<SocketAddr>,
-    /// Needed where `tls` has any.
+    /// Addresses for DTLS, over UDP. What comes to one that is among `udp` is handed to [`DtlsPort::take`];
+    /// the others are bound here.
+    pub dtls: Vec<SocketAddr>,
+    /// Addresses of the STUN port over UDP.
+    pub udp: Vec<SocketAddr>,
+    /// Needed where `tls` or `dtls` has any.
     pub certificate: Option<CertificateFiles>,
     /// Streams of clients altogether, and of one prefix (/24 or /56).
     pub connections: u32,
@@ -53,6 +65,8 @@ pub struct Settings {
     /// Bytes that may wait to be written to one stream.
     pub send_queue: usize,
     pub timeouts: Timeouts,
+    /// Answers per second to ClientHellos of one prefix that show no cookie.
+    pub unverified_per_second: u32,
     /// Where ports of TCP allocations are chosen from.
     pub relay_ports: RangeInclusive<u16>,
 }
@@ -62,11 +76,14 @@ impl Default for Settings {
         Self {
             tcp: Vec::new(),
             tls: Vec::new(),
+            dtls: Vec::new(),
+            udp: Vec::new(),
             certificate: None,
             connections: 10_000,
             connections_per_prefix: 1_000,
             send_queue: 1 << 20,
             timeouts: Timeouts::default(),
+            unverified_per_second: crate::control::Limits::default().unverified_per_second,
             relay_ports: 49152..=65535,
         }
     }
@@ -93,6 +110,8 @@ impl Default for Timeouts {
 pub enum StreamEvent {
     /// Whole messages of a client, one behind the other; [`messages`] tells them apart.
     Messages { client: Client, bytes: Bytes },
+    /// One message of a client over DTLS.
+    Message { client: Client, bytes: Bytes },
     /// A stream has ended. Call [`Streams::ended`].
     Gone(ConnectionId),
     /// What has become of [`Streams::connect`].
@@ -107,9 +126,18 @@ pub enum StreamsError {
     #[error("cannot listen on TCP {address}: {source}; see turn.listen_tcp and turn.listen_tls")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(
-        "TLS needs a certificate: set turn.certificate and turn.key, or leave out turn.listen_tls"
+        "TLS and DTLS need a certificate: set turn.certificate and turn.key, or leave out \
+         turn.listen_tls and turn.listen_dtls"
     )]
     NoCertificate,
+    #[error("cannot listen on UDP {address} for DTLS: {source}; see turn.listen_dtls")]
+    ListenDtls { address: SocketAddr, source: std::io::Error },
+    #[error("cannot offer DTLS: {0}")]
+    Dtls(String),
+    #[error(
+        "this rawr cannot do DTLS: build it with the Cargo feature dtls, or leave out turn.listen_dtls"
+    )]
+    WithoutDtls,
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     #[error("cannot offer TLS: {0}")]
@@ -137,6 +165,8 @@ pub struct Streams {
     shared: Arc<Shared>,
     ports: Ports,
     bound: Vec<SocketAddr>,
+    bound_dtls: Vec<SocketAddr>,
+    dtls: Option<Arc<DtlsPort>>,
 }
 
 /// What the tasks share with the loop.
@@ -194,14 +224,30 @@ impl Streams {
             dropped: AtomicU64::new(0),
             touched: AtomicBool::new(false),
         });
-        let bound = listener::listen(settings, &shared)?;
+        let certificate = listener::certificate(settings)?;
+        let bound = listener::listen(settings, certificate.as_ref(), &shared)?;
+        let mut bound_dtls = Vec::new();
+        let dtls = dtls::listen(settings, certificate.as_ref(), &shared, &mut bound_dtls)?;
+        if let Some(certificate) = certificate {
+            tokio::spawn(certificate.keep_up());
+        }
         let ports = Ports::new(settings.relay_ports.clone());
-        Ok((Self { shared, ports, bound }, receiver))
+        Ok((Self { shared, ports, bound, bound_dtls, dtls }, receiver))
     }
 
     /// The addresses that clients may connect to.
     pub fn bound(&self) -> &[SocketAddr] {
         &self.bound
+    }
+
+    /// The addresses that were bound for DTLS alone.
+    pub fn bound_dtls(&self) -> &[SocketAddr] {
+        &self.bound_dtls
+    }
+
+    /// Who takes DTLS datagrams that come to the STUN port `bound`, if anybody does.
+    pub fn dtls_at(&self, bound: SocketAddr) -> Option<Arc<DtlsPort>> {
+        self.dtls.as_ref().filter(|port| port.serves(bound)).map(Arc::clone)
     }
 
     /// Queues one message for a client. Whether there is such a stream, with room for it.
