@@ -1,4 +1,4 @@
-//! Base64 (RFC 4648 §4).
+//! Base64 (RFC 4648 §4), and reading base64url (§5).
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -41,6 +41,32 @@ pub(crate) fn decode_unpadded<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// Bytes of text in either alphabet, with or without padding; `None` if it is neither.
+pub fn decode(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    let is_padded = padding == 0 || padding < 3 && text.len().is_multiple_of(4);
+    if !is_padded || digits.len() % 4 == 1 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
+    let (mut bits, mut held) = (0_u32, 0);
+    for digit in digits.bytes() {
+        let digit = match digit {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        };
+        bits = bits << 6 | u32::from(value(digit)?);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+        }
+    }
+    Some(bytes)
+}
+
 const fn value(digit: u8) -> Option<u8> {
     match digit {
         b'A'..=b'Z' => Some(digit - b'A'),
@@ -57,6 +83,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn reads_both_alphabets_with_and_without_padding() {
+        for text in ["+/8=", "-_8=", "+/8", "-_8"] {
+            assert_eq!(decode(text), Some(vec![0xfb, 0xff]), "{text}");
+        }
+        assert_eq!(decode(""), Some(vec![]));
+        for text in ["A", "AAAAA", "AA=", "AAA==", "A===", "====", "AA A", "AA\n"] {
+            assert_eq!(decode(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn pads_as_rfc_4648_section_10_shows() {

@@ -38,6 +38,7 @@ mod stun_error;
 mod token;
 mod uri;
 
+pub use base64::decode as decode_base64;
 pub use bridge::{
     BridgeAttributes, BridgeKey, IntroductionId, MAX_SEALED, MIN_FIRST_BRIDGE_REQUEST,
 };

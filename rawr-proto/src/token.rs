@@ -26,6 +26,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct TokenKey {
     id: String,
+    /// Since 1970.
+    expires: Option<Duration>,
     cipher: Cipher,
 }
 
@@ -44,7 +46,18 @@ impl TokenKey {
             32 => Cipher::A256(Box::new(Aes256Gcm::new_from_slice(key).ok()?)),
             _ => return None,
         };
-        Some(Self { id: id.to_owned(), cipher })
+        Some(Self { id: id.to_owned(), expires: None, cipher })
+    }
+
+    /// The same key, which is good until then (since 1970): `exp` of RFC 7635 §4.1.
+    #[must_use]
+    pub fn expiring(self, expires: Option<Duration>) -> Self {
+        Self { expires, ..self }
+    }
+
+    /// Whether the key may still be used.
+    pub fn is_good(&self, now: Duration) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
     }
 
     /// The key's name.

@@ -4,6 +4,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use rawr_proto::ServerId;
 use rawr_userspace::config::{Config, ConfigError, Datapath, Draft, Mistakes, Place, Problem};
 use rawr_userspace::control::Kind;
 
@@ -175,6 +176,39 @@ primary = \"192.0.2.1:3478\"
 }
 
 #[test]
+fn access_tokens_have_keys() {
+    let text = "\
+realm = \"example.net\"
+[[turn.oauth_keys]]
+kid = \"old\"
+key = \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\"
+expires = 1800000000
+[[turn.oauth_keys]]
+kid = \"new\"
+key = \"MDEyMzQ1Njc4OWFiY2RlZg\"
+algorithm = \"A128GCM\"
+";
+    let config = Config::from_toml(text).unwrap();
+    let server = config.server(ServerId([1; 8]), Vec::new());
+    let tokens = server.tokens.unwrap();
+    assert_eq!(tokens.name, "example.net");
+    let ids: Vec<_> = tokens.keys.iter().map(|key| key.id()).collect();
+    assert_eq!(ids, ["old", "new"]);
+    let good =
+        |seconds| tokens.keys.iter().map(move |key| key.is_good(Duration::from_secs(seconds)));
+    assert_eq!(good(1_799_999_999).collect::<Vec<_>>(), [true, true]);
+    assert_eq!(good(1_800_000_000).collect::<Vec<_>>(), [false, true]);
+    assert!(!format!("{config:?}").contains("MDEy"), "keys do not show");
+
+    let wrong = "[[turn.oauth_keys]]\nkid = \"\"\nkey = \"AAAA\"\nalgorithm = \"A64\"\n";
+    let told: Vec<String> = mistakes(wrong).0.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:#?}");
+    assert!(told[0].starts_with("2:7: turn.oauth_keys[0].kid: must not be empty"), "{told:#?}");
+    assert!(told[1].starts_with("3:7: turn.oauth_keys[0].key: has the wrong length"), "{told:#?}");
+    assert!(told[2].starts_with("4:13: turn.oauth_keys[0].algorithm: "), "{told:#?}");
+}
+
+#[test]
 fn the_command_translates_a_turnserver_conf() {
     let file = std::env::temp_dir().join(format!("rawr-turnserver-{}.conf", std::process::id()));
     let translate = |text: &str| {
@@ -222,6 +256,14 @@ fn contradictions_are_told_with_the_place_of_one_side() {
                 " data_ports: contain a port of the table turn",
                 "3:1: turn.listen_tls: needs a cert",
             ],
+        ),
+        (
+            concat!(
+                "[[turn.oauth_keys]]\nkid = \"a\"\nkey = \"AAAAAAAAAAAAAAAAAAAAAA==\"\n",
+                "algorithm = \"A128GCM\"\n[[turn.oauth_keys]]\nkid = \"a\"\nalgorithm = \"A128GCM\"\n",
+                "key = \"BBBBBBBBBBBBBBBBBBBBBB\"\n",
+            ),
+            &["1:8: turn.oauth_keys: hold one kid twice"],
         ),
         ("[turn]\nkey = \"/k\"\n", &["2:1: turn.key: needs turn.certificate"]),
         ("[turn]\nmax_lifetime = 60\n", &[" turn.default_lifetime: is longer"]),

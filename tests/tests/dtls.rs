@@ -163,7 +163,8 @@ async fn message(server: &mut Server) -> (ConnectionId, SocketAddr, Vec<u8>) {
 
 async fn gone(server: &mut Server) -> ConnectionId {
     loop {
-        if let StreamEvent::Gone(id) = timeout(PATIENCE, server.events.recv()).await.unwrap().unwrap()
+        if let StreamEvent::Gone(id) =
+            timeout(PATIENCE, server.events.recv()).await.unwrap().unwrap()
         {
             server.streams.ended(id);
             return id;
@@ -234,7 +235,9 @@ async fn a_source_that_has_proven_nothing_leaves_no_state_and_gets_less_than_it_
     for _ in 0..20 {
         let mut client = Client::new(server.address()).await;
         let mut buffer = vec![0; 2048];
-        let Output::Packet(hello) = client.dtls.poll_output(&mut buffer) else { panic!("no hello") };
+        let Output::Packet(hello) = client.dtls.poll_output(&mut buffer) else {
+            panic!("no hello")
+        };
         client.socket.send(hello).await.unwrap();
         let mut answer = [0; 2048];
         // The server's task runs while this one waits; the rate leaves some without an answer.

@@ -494,6 +494,8 @@ mod tests {
                 alternate_servers: Vec::new(),
                 allocation_rate: None,
                 user_rate: None,
+                oauth_server_name: None,
+                oauth_keys: Vec::new(),
                 peers: Peers::default(),
                 ..shown.turn
             },

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::draft::{
     absolute_path, boolean, integer, listen_address, parsed, seconds, subnet, text,
 };
+use super::oauth::{OauthKey, read_key, server_name};
 use super::reader::Table;
 use super::turn::{Discovery, Peers, Relay, StreamLimits, Turn, TurnLimits};
 use super::value::{Rate, ValueError};
@@ -40,6 +41,8 @@ pub struct DraftTurn {
     pub max_lifetime: Option<Duration>,
     pub allocation_rate: Option<Rate>,
     pub user_rate: Option<Rate>,
+    pub oauth_server_name: Option<String>,
+    pub oauth_keys: Option<Vec<OauthKey>>,
     pub allow: Option<Vec<IpNet>>,
     pub deny: Option<Vec<IpNet>>,
     pub nat64: Option<Vec<Ipv6Net>>,
@@ -71,6 +74,8 @@ impl DraftTurn {
             max_lifetime: self.max_lifetime.unwrap_or(default.max_lifetime),
             allocation_rate: self.allocation_rate,
             user_rate: self.user_rate,
+            oauth_server_name: self.oauth_server_name,
+            oauth_keys: self.oauth_keys.unwrap_or_default(),
             peers: Peers {
                 allow: self.allow.unwrap_or_default(),
                 deny: self.deny.unwrap_or_default(),
@@ -105,6 +110,16 @@ impl DraftTurn {
         );
         claim("turn.certificate", !certificate || key, "needs turn.key as well");
         claim("turn.key", !key || certificate, "needs turn.certificate as well");
+        let oauth = self.oauth_keys.as_deref().unwrap_or_default();
+        claim(
+            "turn.oauth_keys",
+            oauth.is_empty() || cfg!(feature = "oauth"),
+            "are not in this build: build rawr with the Cargo feature oauth",
+        );
+        let is_repeated =
+            |(at, key): (usize, &OauthKey)| oauth[..at].iter().any(|it| it.kid == key.kid);
+        let repeated = oauth.iter().enumerate().any(is_repeated);
+        claim("turn.oauth_keys", !repeated, "hold one kid twice: clients name a key by it");
         let lifetime = self.default_lifetime.unwrap_or(default.default_lifetime);
         let longest = self.max_lifetime.unwrap_or(default.max_lifetime);
         claim("turn.default_lifetime", lifetime <= longest, "is longer than turn.max_lifetime");
@@ -127,7 +142,8 @@ impl DraftTurn {
 
     /// The ports that clients connect to.
     pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
-        let listen = [&self.listen_tcp, &self.listen_tls, &self.listen_dtls].into_iter().flatten().flatten();
+        let listen =
+            [&self.listen_tcp, &self.listen_tls, &self.listen_dtls].into_iter().flatten().flatten();
         let discovery = self.discovery.iter().flatten();
         let discovery = discovery.flat_map(|pair| [pair.primary, pair.alternate]);
         listen.copied().chain(discovery).map(|address| address.port())
@@ -159,6 +175,10 @@ pub(super) fn read_turn(table: Table<'_>) -> DraftTurn {
         max_lifetime: table.read("max_lifetime", seconds),
         allocation_rate: table.read("allocation_rate", rate),
         user_rate: table.read("user_rate", rate),
+        oauth_server_name: table.read("oauth_server_name", |value| server_name(text(value)?)),
+        oauth_keys: table.tables("oauth_keys").map(|tables| {
+            tables.into_iter().filter_map(|(table, span)| read_key(table, span)).collect()
+        }),
         allow: table.list("allow_peers", |value| subnet(text(value)?)),
         deny: table.list("deny_peers", |value| subnet(text(value)?)),
         nat64: table.list("nat64_prefixes", |value| nat64_prefix(text(value)?)),

@@ -8,6 +8,7 @@ pub mod coturn;
 mod draft;
 mod draft_bridge;
 mod draft_turn;
+mod oauth;
 mod reader;
 mod turn;
 mod value;
@@ -26,6 +27,7 @@ pub use self::draft::{Draft, DraftLimits};
 pub(crate) use self::draft::{interface_name, listen_address, subnet};
 pub use self::draft_bridge::DraftBridge;
 pub use self::draft_turn::DraftTurn;
+pub use self::oauth::{OauthAlgorithm, OauthKey};
 pub use self::reader::{Mistake, Mistakes, Place, Problem};
 pub use self::turn::{Discovery, Peers, Relay, StreamLimits, Turn, TurnLimits};
 pub use self::value::{
@@ -161,7 +163,7 @@ impl Config {
             turn: self.turn.server(),
             bridge: self.bridge.server(),
             #[cfg(feature = "oauth")]
-            tokens: None,
+            tokens: self.turn.token_server(&self.realm),
         }
     }
 

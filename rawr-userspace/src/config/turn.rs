@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
+use super::oauth::OauthKey;
 use super::value::Rate;
 use crate::control::{self, Behaviour, PeerRules};
 use crate::io::streams;
@@ -46,6 +47,10 @@ pub struct Turn {
     pub allocation_rate: Option<Rate>,
     /// Most that all allocations of a user may carry, both directions together.
     pub user_rate: Option<Rate>,
+    /// What access tokens are made for; the realm if nothing else (RFC 7635 §6.1).
+    pub oauth_server_name: Option<String>,
+    /// Keys of access tokens; without any, none are taken.
+    pub oauth_keys: Vec<OauthKey>,
     pub peers: Peers,
     pub limits: TurnLimits,
     pub streams: StreamLimits,
@@ -109,6 +114,14 @@ impl Turn {
             own: Vec::new(),
             relays: relays.flatten().collect(),
         }
+    }
+
+    /// Who takes access tokens, if any are taken.
+    #[cfg(feature = "oauth")]
+    pub(super) fn token_server(&self, realm: &str) -> Option<control::TokenServer> {
+        let name = self.oauth_server_name.as_deref().unwrap_or(realm).to_owned();
+        let keys: Vec<_> = self.oauth_keys.iter().filter_map(OauthKey::to_proto).collect();
+        (!keys.is_empty()).then_some(control::TokenServer { name, keys })
     }
 
     /// What NAT behaviour discovery is answered from.
@@ -202,6 +215,8 @@ impl Default for Turn {
             max_lifetime: Duration::from_secs(3600),
             allocation_rate: None,
             user_rate: None,
+            oauth_server_name: None,
+            oauth_keys: Vec::new(),
             peers: Peers::default(),
             limits: TurnLimits::default(),
             streams: StreamLimits::default(),

@@ -64,7 +64,7 @@ impl Tokens {
 }
 
 impl Server {
-    /// Checks a request whose USERNAME is the name of a key of [`TokenServer::keys`]; `None` for any
+    /// Checks a request whose USERNAME is the name of a good key of [`TokenServer::keys`]; `None` for any
     /// other.
     pub(super) fn bearer(
         &mut self,
@@ -76,7 +76,7 @@ impl Server {
     ) -> Option<Result<Authenticated, Refusal>> {
         let server = self.config.tokens.as_ref()?;
         let name = std::str::from_utf8(&claim.username.as_ref()?.value).ok()?;
-        let key = server.keys.iter().find(|key| key.id() == name)?;
+        let key = server.keys.iter().find(|key| key.id() == name && key.is_good(now.unix))?;
         let shown = message.raw_attribute(AccessToken::TYPE);
         let shown = shown.map(|token| key.open(&server.name, &token.value));
         let held = self.tokens.held.get(client).filter(|held| &*held.user == name);

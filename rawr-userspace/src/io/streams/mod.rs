@@ -14,11 +14,11 @@ mod certificate;
 mod connection;
 #[cfg(feature = "dtls")]
 mod dtls;
-mod frame;
-mod listener;
 #[cfg(not(feature = "dtls"))]
 #[path = "no_dtls.rs"]
 mod dtls;
+mod frame;
+mod listener;
 mod outbox;
 mod peers;
 

@@ -69,6 +69,23 @@ fn a_token_ends() {
 }
 
 #[test]
+fn a_key_ends() {
+    let expires = Some(Duration::from_secs(1_800_000_060));
+    let keys = vec![key("new").expiring(expires)];
+    let tokens = Some(TokenServer { name: NAME.to_owned(), keys });
+    let mut scene = Scene::new(ServerConfig { tokens, ..with_user() });
+    let nonce = scene.nonce();
+    let sealed = key("new").seal(NAME, &token(), [1; 12]);
+    let allocate = request(ALLOCATE, &nonce, "new", Some(sealed));
+    assert!(scene.tell(&allocate).is_ok());
+    scene.pass(59);
+    assert!(scene.tell(&request(REFRESH, &nonce, "new", None)).is_ok());
+    scene.pass(1);
+    assert_eq!(scene.error(&allocate), 401);
+    assert_eq!(scene.error(&request(REFRESH, &nonce, "new", None)), 401);
+}
+
+#[test]
 fn forged_tokens_are_refused() {
     let mut scene = Scene::new(config());
     let nonce = scene.nonce();
