@@ -160,7 +160,7 @@ impl Config {
             peers: self.turn.peer_rules(),
             alternates: self.turn.alternate_servers.clone(),
             behaviours: self.turn.behaviours(),
-            turn: self.turn.server(),
+            turn: self.turn.server(&self.listen),
             bridge: self.bridge.server(),
             #[cfg(feature = "oauth")]
             tokens: self.turn.token_server(&self.realm),

@@ -21,8 +21,8 @@ pub struct Turn {
     pub listen_dtls: Vec<SocketAddr>,
     /// Certificate chain and key as PEM. There where `listen_tls` or `listen_dtls` has any.
     pub certificate: Option<streams::CertificateFiles>,
-    /// Addresses that relayed transport addresses are opened on. None named: the one that the client
-    /// has asked, or the one that the route to the client has.
+    /// Addresses that relayed transport addresses are opened on, by turns. A family of which none is named:
+    /// the one that the client has asked, else one of `listen`, else one of the host's interfaces.
     pub relays: Vec<Relay>,
     /// Pairs of addresses that make NAT behaviour discovery possible (RFC 5780): one for each family.
     pub discovery: Vec<Discovery>,
@@ -74,8 +74,8 @@ pub struct Discovery {
 }
 
 impl Turn {
-    /// What concerns allocations.
-    pub(super) fn server(&self) -> control::TurnConfig {
+    /// What concerns allocations, on a host that listens there.
+    pub(super) fn server(&self, listen: &[SocketAddr]) -> control::TurnConfig {
         let TurnLimits {
             allocations,
             allocations_per_user,
@@ -86,6 +86,11 @@ impl Turn {
         let advertised = |relay: &Relay| Some((relay.address, relay.advertised?));
         control::TurnConfig {
             relay_addresses: self.relays.iter().map(|relay| relay.address).collect(),
+            listen_addresses: listen
+                .iter()
+                .map(SocketAddr::ip)
+                .filter(|ip| !ip.is_unspecified())
+                .collect(),
             advertised: self.relays.iter().filter_map(advertised).collect(),
             default_lifetime: self.default_lifetime,
             max_lifetime: self.max_lifetime,

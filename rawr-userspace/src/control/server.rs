@@ -176,8 +176,11 @@ impl Server {
         self.commands.pop_front()
     }
 
-    /// The addresses of this host's interfaces, which no client may reach as a peer.
+    /// The addresses of this host's interfaces: no client may reach them as a peer, and relayed transport
+    /// addresses are on them where no others are named.
     pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses: Vec<_> = addresses.into_iter().collect();
+        self.turn.set_host(addresses.iter().copied());
         self.policy.set_host(addresses);
     }
 

@@ -171,6 +171,34 @@ fn family_without_an_address_is_440() {
 }
 
 #[test]
+fn a_family_that_nobody_named_is_on_the_host_s_address() {
+    let mut config = config();
+    config.turn.relay_addresses.clear();
+    let mut direct = Direct::with(config);
+    direct.server.set_host_addresses(["fe80::1", "2001:db8::7"].map(|ip| ip.parse().unwrap()));
+    let mut anna = User::anna("192.0.2.1:5000");
+    let answer = direct.allocate_with(&mut anna, &[&AdditionalAddressFamily::new(V6)]);
+    let hosts: Vec<_> = answer.relayed().iter().map(|it| it.ip().to_string()).collect();
+    assert_eq!(hosts, [local().ip().to_string(), "2001:db8::7".to_owned()]);
+    assert_eq!(answer.family_error(), None);
+}
+
+#[test]
+fn several_addresses_take_turns() {
+    let mut config = config();
+    let addresses = ["198.51.100.1", "198.51.100.2", "198.51.100.3"];
+    config.turn.relay_addresses = addresses.map(|ip| ip.parse().unwrap()).to_vec();
+    let mut direct = Direct::with(config);
+    let mut seen = Vec::new();
+    for port in 5000..5006 {
+        let mut anna = User::anna(&format!("192.0.2.1:{port}"));
+        seen.push(direct.allocate(&mut anna).ip().to_string());
+    }
+    seen.sort();
+    assert_eq!(seen, addresses.iter().flat_map(|ip| [*ip; 2]).collect::<Vec<_>>());
+}
+
+#[test]
 fn both_families_content_themselves_with_what_there_is() {
     let v6 = config().turn.relay_addresses[1];
     for (refused, left, told) in [(local().ip(), V6, (V4, 508)), (v6, V4, (V6, 508))] {

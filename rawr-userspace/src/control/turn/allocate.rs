@@ -227,6 +227,7 @@ impl Server {
                 return Err(refusal);
             }
         };
+        self.turn.addresses.advance();
         let index = self.turn.allocations.insert(allocation);
         let opening = Opening::new((Head::of(message), who.key.clone()), wanted.lifetime, refused);
         self.open_relays(index, opening, wanted.kind, &wants);
@@ -242,7 +243,7 @@ impl Server {
         let none = StunError::AddressFamilyNotSupported;
         let refusal = || Refusal::new(none, Count::TurnFamily);
         let want =
-            |family| self.relay_address(local, family).map(|address| Want { family, address });
+            |family| self.turn.addresses.of(family, local).map(|address| Want { family, address });
         let both = [AddressFamily::IPV4, AddressFamily::IPV6];
         match families {
             Families::One(family) => Ok((vec![want(family).ok_or_else(refusal)?], None)),
@@ -253,14 +254,6 @@ impl Server {
                 [None, None] => Err(refusal()),
             },
         }
-    }
-
-    /// The address of ours that relayed transport addresses of a family are of, for a client that
-    /// speaks to `local`.
-    fn relay_address(&self, local: IpAddr, family: AddressFamily) -> Option<IpAddr> {
-        let is_it = |address: &&IpAddr| family_of(**address) == family;
-        let configured = self.config.turn.relay_addresses.iter().find(is_it);
-        configured.or_else(|| Some(&local).filter(is_it)).copied()
     }
 
     pub(super) fn uncharge(&mut self, user: UserIndex, reserves: bool) {

@@ -6,9 +6,12 @@ use std::time::Duration;
 /// How allocations are made, and how much they may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TurnConfig {
-    /// Addresses of ours that relayed transport addresses are of; the first of each family counts. A
-    /// family that is not among them has the address that the client speaks to, if that is of it.
+    /// Addresses of ours that relayed transport addresses are on; of several of one family, allocations take
+    /// one after the other. A family that is not among them has the address that the client speaks to, if
+    /// that is of it, else one of `listen_addresses`, else one of the host's interfaces.
     pub relay_addresses: Vec<IpAddr>,
+    /// Addresses of ours that clients are listened to on, where that is not all.
+    pub listen_addresses: Vec<IpAddr>,
     /// Addresses of ours, and the public addresses that stand for them where a NAT lies between.
     pub advertised: Vec<(IpAddr, IpAddr)>,
     /// Lifetime of an allocation whose client asks for less, or for none (RFC 8656 §7.2).
@@ -28,6 +31,7 @@ impl Default for TurnConfig {
     fn default() -> Self {
         Self {
             relay_addresses: Vec::new(),
+            listen_addresses: Vec::new(),
             advertised: Vec::new(),
             default_lifetime: Duration::from_secs(600),
             max_lifetime: Duration::from_secs(3600),

@@ -12,6 +12,7 @@
 //! within it, permissions and channels are ordered maps. Nothing is kept for a request before it has
 //! been authenticated.
 
+mod address;
 mod allocate;
 mod allocation;
 mod channel;
@@ -46,6 +47,7 @@ pub use view::AllocationView;
 
 use super::command::PortId;
 use super::config::ServerConfig;
+use address::Addresses;
 use limit::Users;
 use mobility::Tickets;
 use opening::Awaited;
@@ -64,6 +66,7 @@ pub(super) struct Turn {
     /// Ports that have been asked for.
     awaited: HashMap<PortId, Awaited>,
     ports_asked: u64,
+    addresses: Addresses,
     /// Our addresses, and what peers see in their place.
     advertised: Vec<(IpAddr, IpAddr)>,
     limits: TurnLimits,
@@ -84,10 +87,16 @@ impl Turn {
             peers: Peers::default(),
             awaited: HashMap::new(),
             ports_asked: 0,
+            addresses: Addresses::new(&config.turn),
             advertised: config.turn.advertised.clone(),
             limits: config.turn.limits,
             origin,
         }
+    }
+
+    /// The addresses of this host's interfaces.
+    pub(super) fn set_host(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.addresses.set_host(addresses);
     }
 
     /// Whether TURN asked for the port `id`.
