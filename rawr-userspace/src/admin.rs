@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Request {
     Status,
     Sessions,
+    Allocations,
     Flows,
     /// End, and let go of the kernel's part: nothing is forwarded any more.
     Detach,
@@ -45,6 +46,7 @@ pub enum Request {
 pub enum Response {
     Status(Box<Status>),
     Sessions(Vec<SessionInfo>),
+    Allocations(Vec<AllocationInfo>),
     Flows(Vec<FlowInfo>),
     /// What was asked for is done, or will be at once.
     Done,
@@ -65,6 +67,9 @@ pub struct Status {
     pub listen: Vec<SocketAddr>,
     pub interfaces: Vec<InterfaceInfo>,
     pub sessions: SessionCounts,
+    /// Of TURN.
+    #[serde(default)]
+    pub allocations: AllocationCounts,
     pub flows: FlowCounts,
     /// The kernel's tables; none where userspace forwards everything.
     pub tables: Vec<TableInfo>,
@@ -100,6 +105,23 @@ pub struct SessionCounts {
     pub escalated: u64,
     /// Still without a second leg.
     pub waiting: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocationCounts {
+    pub total: u64,
+    /// Ports that wait for the Allocate with their RESERVATION-TOKEN.
+    pub reserved_ports: u64,
+    /// Users that have an allocation.
+    pub users: u64,
+    /// Those who have the most, ten at most.
+    pub most: Vec<UserInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserInfo {
+    pub name: String,
+    pub allocations: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +177,43 @@ pub struct LegInfo {
     /// Nothing until the client has sent data.
     pub remote: Option<SocketAddr>,
     pub state: String,
+}
+
+/// An allocation (RFC 8656 §2.2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllocationInfo {
+    pub client: SocketAddr,
+    /// Address of ours that the client speaks to.
+    pub server: SocketAddr,
+    /// "udp", "tcp", "tls" or "dtls".
+    pub transport: String,
+    pub user: String,
+    /// Relayed transport addresses, as they are bound here.
+    pub relayed: Vec<SocketAddr>,
+    /// "udp", or "tcp" for a TCP allocation (RFC 6062).
+    pub peers_over: String,
+    /// Whether its client may move (RFC 8016).
+    pub mobile: bool,
+    /// What is left of its lifetime.
+    pub expires_seconds: u64,
+    pub permissions: u64,
+    pub channels: u64,
+    /// Channels that the kernel forwards, or will once it knows how.
+    pub forwarded_channels: u64,
+    /// TCP connections to peers.
+    pub connections: u64,
+    pub to_peers: Carried,
+    pub to_client: Carried,
+}
+
+/// What has been relayed in one direction: by the kernel for the channels that there are now, by userspace
+/// since the allocation was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    pub kernel_packets: u64,
+    pub kernel_bytes: u64,
+    pub userspace_packets: u64,
+    pub userspace_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -363,6 +363,39 @@ fn listening(line: &str) -> Option<(&str, u16)> {
 }
 
 #[test]
+fn allocations_are_shown_with_what_they_carried() {
+    turn("allocations_are_shown_with_what_they_carried", |scene, site| {
+        let peer = INTERNET.address(Family::Ipv4, PEER).to_string();
+        let local = INTERNET.address(Family::Ipv4, CLIENT).to_string();
+        let mut command = scene.lab.at("client")?.command("turnutils_uclient");
+        command.args(["-L", &local, "-e", &peer, "-r", ECHO, "-c", "-n", "5000", "-z", "5"]);
+        command.args(USER).arg(INTERNET.address(Family::Ipv4, SERVER).to_string());
+        let log = scene.lab.directory().join("uclient");
+        let client = Process::spawn("uclient", &mut command, &log)?;
+        eventually(
+            "an allocation shows bytes of the kernel both ways",
+            Duration::from_secs(20),
+            || {
+                let shown = site.server.listed("allocations")?;
+                let carries = |it: &Value| {
+                    let kernel = |way: &str| {
+                        it.pointer(&format!("/{way}/kernel_bytes")).and_then(Value::as_u64)
+                    };
+                    let named = it.get("user").and_then(Value::as_str) == Some("alice");
+                    named && kernel("to_peers") > Some(0) && kernel("to_client") > Some(0)
+                };
+                Ok(shown.iter().any(carries).then_some(()))
+            },
+        )?;
+        let status = site.server.status()?;
+        let most = status.pointer("/allocations/most/0/name").and_then(Value::as_str);
+        ensure!(most == Some("alice"), "{status}");
+        drop(client);
+        Ok(())
+    });
+}
+
+#[test]
 fn allocations_end_with_their_clients() {
     turn("allocations_end_with_their_clients", |scene, site| {
         site.echo(scene, Family::Ipv4, &[&USER[..], &["-c", "-n", "10", "-z", "5"]].concat())?;

@@ -56,7 +56,7 @@ enum Command {
     Peer(Box<PeerArgs>),
     /// Check a configuration file, or make one from coturn's
     Config(ConfigArgs),
-    /// Show how the daemon is: modes, sessions, flows, counters
+    /// Show how the daemon is: modes, sessions, allocations, flows, counters
     Status {
         #[command(flatten)]
         daemon: DaemonArgs,
@@ -65,6 +65,13 @@ enum Command {
     },
     /// List the sessions and their legs
     Sessions {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// List TURN's allocations: clients, relayed addresses, users, and what was carried
+    Allocations {
         #[command(flatten)]
         daemon: DaemonArgs,
         #[command(flatten)]
@@ -100,6 +107,9 @@ impl Cli {
             Command::Config(args) => return config::run(&args),
             Command::Status { daemon, output } => status::run(Request::Status, &daemon, output),
             Command::Sessions { daemon, output } => status::run(Request::Sessions, &daemon, output),
+            Command::Allocations { daemon, output } => {
+                status::run(Request::Allocations, &daemon, output)
+            }
             Command::Flows { daemon, output } => status::run(Request::Flows, &daemon, output),
             Command::Stop { daemon } => daemon::stop(&daemon),
             Command::Detach { daemon } => daemon::detach(&daemon),

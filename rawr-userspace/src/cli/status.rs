@@ -1,4 +1,4 @@
-//! `rawr status`, `rawr sessions`, `rawr flows`: what the daemon says of itself.
+//! `rawr status`, `rawr sessions`, `rawr allocations`, `rawr flows`: what the daemon says of itself.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,10 @@ use serde::Serialize;
 
 use super::args::{DaemonArgs, OutputArgs};
 use super::table::{bytes, duration, render};
-use crate::admin::{self, FlowInfo, Request, Response, SessionInfo, Status};
+use crate::admin::{
+    self, AllocationCounts, AllocationInfo, Carried, FlowInfo, Request, Response, SessionInfo,
+    Status,
+};
 use crate::dataplane::slow_path::Totals;
 use crate::io::streams::StreamTotals;
 
@@ -18,6 +21,7 @@ pub(super) fn run(request: Request, daemon: &DaemonArgs, output: OutputArgs) -> 
     let text = match admin::ask(&daemon.socket(), request)? {
         Response::Status(status) => in_form(output, &status, |status| show_status(status)),
         Response::Sessions(sessions) => in_form(output, &sessions, |found| show_sessions(found)),
+        Response::Allocations(found) => in_form(output, &found, |found| show_allocations(found)),
         Response::Flows(flows) => in_form(output, &flows, |flows| show_flows(flows)),
         Response::Done | Response::Failed(_) => bail!("the daemon answered something else"),
     }?;
@@ -64,6 +68,7 @@ fn show_status(status: &Status) -> String {
             sessions.total, sessions.met_here, sessions.escalated, sessions.waiting
         ),
     );
+    line("allocations", allocations(&status.allocations));
     let flows = &status.flows;
     line(
         "flows",
@@ -146,6 +151,38 @@ fn show_sessions(sessions: &[SessionInfo]) -> String {
     }
     let header = ["SESSION", "MEETS", "LEG", "LOCAL", "REMOTE", "STATE"];
     render(header, &rows) + &format!("{} sessions\n", sessions.len())
+}
+
+fn allocations(counts: &AllocationCounts) -> String {
+    let AllocationCounts { total, reserved_ports, users, most } = counts;
+    if total + reserved_ports == 0 {
+        return "0".to_owned();
+    }
+    let most: Vec<_> = most.iter().map(|it| format!("{} {}", it.name, it.allocations)).collect();
+    format!("{total} of {users} users, {reserved_ports} reserved ports; most: {}", most.join(", "))
+}
+
+fn show_allocations(allocations: &[AllocationInfo]) -> String {
+    let row = |it: &AllocationInfo| {
+        [
+            format!("{} {}", it.client, it.transport),
+            joined(&it.relayed) + if it.peers_over == "tcp" { " tcp" } else { "" },
+            it.user.clone(),
+            duration(it.expires_seconds),
+            it.permissions.to_string(),
+            format!("{}, {} forwarded", it.channels, it.forwarded_channels),
+            carried(it.to_peers),
+            carried(it.to_client),
+        ]
+    };
+    let rows: Vec<[String; 8]> = allocations.iter().map(row).collect();
+    let header =
+        ["CLIENT", "RELAYED", "USER", "LEFT", "PERMISSIONS", "CHANNELS", "TO PEERS", "TO CLIENT"];
+    render(header, &rows) + &format!("{} allocations\n", allocations.len())
+}
+
+fn carried(it: Carried) -> String {
+    format!("{} kernel, {} userspace", bytes(it.kernel_bytes), bytes(it.userspace_bytes))
 }
 
 fn show_flows(flows: &[FlowInfo]) -> String {

@@ -60,5 +60,5 @@ pub use server::Server;
 pub use snapshot::{RestoreError, Snapshot};
 pub use stun::Behaviour;
 pub use time::Now;
-pub use turn::{AllocationView, Icmp, TurnConfig, TurnLimits};
+pub use turn::{AllocationView, ChannelFlows, Icmp, TurnConfig, TurnLimits};
 pub use view::{LegKind, LegView, ParentView, SessionView};

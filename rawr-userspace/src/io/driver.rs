@@ -17,7 +17,6 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::clock;
 use super::control_socket::{Buffers, ControlSocket};
 use super::events::burst;
 use super::listeners::BindingAnswers;
@@ -27,6 +26,7 @@ use super::registry::NameRegistry;
 use super::report;
 use super::state_file::StateFile;
 use super::streams::{DtlsPort, StreamEvent, Streams, is_dtls};
+use super::{allocations, clock};
 use crate::admin::{Call, InterfaceInfo, Request, Response};
 use crate::control::{Client, Command, Neighbour, Now, Server, Source};
 use crate::dataplane::bpf::Bpf;
@@ -246,6 +246,7 @@ impl Driver {
         let (response, ended) = match call.request {
             Request::Status => (report::status(self), None),
             Request::Sessions => (report::sessions(self), None),
+            Request::Allocations => (allocations::allocations(self), None),
             Request::Flows => (report::flows(self), None),
             Request::Detach => (Response::Done, Some(Ended::Detach)),
             Request::Stop => (Response::Done, Some(Ended::Stopped)),

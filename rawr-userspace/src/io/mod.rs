@@ -1,5 +1,6 @@
 //! The shell around the pure core: sockets, netlink, the clock, and the loop that joins them.
 
+mod allocations;
 pub mod clock;
 pub mod control_socket;
 mod data_ports;

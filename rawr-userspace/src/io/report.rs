@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rawr_common::reason::Reason;
 use rawr_proto::{ChannelNumber, Role};
 
+use super::allocations;
 use super::driver::{Driver, now};
 use crate::admin::{
     FlowCounts, FlowInfo, GatewayInfo, KernelCounts, LegInfo, Response, SessionCounts, SessionInfo,
@@ -39,6 +40,7 @@ pub(super) fn status(driver: &mut Driver) -> Response {
             .collect(),
         interfaces: driver.about.interfaces.clone(),
         sessions: session_counts(driver),
+        allocations: allocations::counts(driver),
         flows: flow_counts(driver),
         tables: tables(driver),
         kernel,

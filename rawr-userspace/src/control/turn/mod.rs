@@ -43,7 +43,7 @@ pub use config::{TurnConfig, TurnLimits};
 pub(super) use message::is_turn;
 pub use relay::Icmp;
 pub(super) use snapshot::{TurnRecord, TurnView};
-pub use view::AllocationView;
+pub use view::{AllocationView, ChannelFlows};
 
 use super::command::PortId;
 use super::config::ServerConfig;

@@ -8,7 +8,7 @@ use super::allocation::{Allocation, Way};
 use crate::control::client::Client;
 use crate::control::server::Server;
 use crate::control::time::Now;
-use crate::dataplane::Counters;
+use crate::dataplane::{Counters, FlowKey};
 
 /// An allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct AllocationView {
     pub permissions: usize,
     pub channels: usize,
     /// Channels that the data plane has been asked to forward.
-    pub forwarded: usize,
+    pub flows: Vec<ChannelFlows>,
     /// TCP connections to peers.
     pub connections: usize,
     /// What is left of the lifetime.
@@ -33,6 +33,13 @@ pub struct AllocationView {
     pub to_peers: Counters,
     /// What userspace has relayed to the client.
     pub to_client: Counters,
+}
+
+/// The two flows of a channel in the data plane, by where they arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelFlows {
+    pub from_client: FlowKey,
+    pub from_peer: FlowKey,
 }
 
 impl Server {
@@ -60,7 +67,10 @@ impl Server {
 
     fn view(&self, now: Now, allocation: &Allocation) -> AllocationView {
         let expires = allocation.relays.iter().flatten().map(|relay| relay.expires).max();
-        let channels = allocation.channels.values();
+        let flows = allocation.channels.iter().filter_map(|(number, channel)| {
+            let from_client = allocation.client_leg(*number).key();
+            Some(ChannelFlows { from_client, from_peer: channel.forwards?.key() })
+        });
         AllocationView {
             client: allocation.client,
             user: self.turn.users.name(allocation.user).cloned().unwrap_or_else(|| "".into()),
@@ -69,7 +79,7 @@ impl Server {
             is_mobile: allocation.mobility.is_some(),
             permissions: allocation.permissions.len(),
             channels: allocation.channels.len(),
-            forwarded: channels.filter(|channel| channel.forwards.is_some()).count(),
+            flows: flows.collect(),
             connections: allocation.connections.as_ref().map_or(0, |it| it.len()),
             expires_in: expires
                 .map_or(Duration::ZERO, |at| at.saturating_duration_since(now.monotonic)),
