@@ -265,6 +265,17 @@ fn contradictions_are_told_with_the_place_of_one_side() {
             ),
             &["1:8: turn.oauth_keys: hold one kid twice"],
         ),
+        (
+            "[turn]\nanswer_binding = true\n",
+            &["2:1: turn.answer_binding: has no effect while answer_short_binding is false"],
+        ),
+        (
+            concat!(
+                "kind = \"root\"\n[turn]\nanswer_binding = true\n[[turn.discovery]]\n",
+                "primary = \"192.0.2.1:3478\"\nalternate = \"192.0.2.2:3479\"\n",
+            ),
+            &["3:1: turn.answer_binding: has no effect with turn.discovery"],
+        ),
         ("[turn]\nkey = \"/k\"\n", &["2:1: turn.key: needs turn.certificate"]),
         ("[turn]\nmax_lifetime = 60\n", &[" turn.default_lifetime: is longer"]),
         ("[turn]\nmax_lifetime = 3900\n", &[" turn.streams: idle_timeout must be longer"]),

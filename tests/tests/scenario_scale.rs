@@ -16,7 +16,7 @@ use rawr_tests::topology::{INTERNET, both};
 const SESSIONS: usize = 10_000;
 /// Open files that the daemon needs besides.
 const OTHER_FILES: usize = 200;
-const LIMITS: &str = "[limits]\nsessions = 20000\n";
+const LIMITS: &str = "[limits]\nsessions = 20000\nunverified_per_second = 20000\n";
 /// Seconds; a leg lives so long once its client has fallen silent.
 const LIFETIME: u32 = 60;
 const PAIR_LIMIT: Duration = Duration::from_secs(120);

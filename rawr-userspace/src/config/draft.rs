@@ -187,6 +187,18 @@ impl Draft {
         claim("data_ports", apart, "contain a port of listen: keep the two apart");
         let apart = !self.turn.ports().any(|port| ports.0.contains(&port));
         claim("data_ports", apart, "contain a port of the table turn: keep the two apart");
+        let answers = self.turn.answer_binding == Some(true);
+        claim(
+            "turn.answer_binding",
+            !answers || self.answer_short_binding.unwrap_or(is_root),
+            "has no effect while answer_short_binding is false, as it is unless this is a root: set that to \
+             true, or leave this out",
+        );
+        claim(
+            "turn.answer_binding",
+            !answers || self.turn.discovery.as_ref().is_none_or(Vec::is_empty),
+            "has no effect with turn.discovery, where answers name the other address: leave out one of the two",
+        );
         self.turn.claims(&mut claim);
         let users = self.users.as_ref().is_some_and(|users| !users.is_empty());
         let secrets = self.secrets.as_ref().is_some_and(|secrets| !secrets.is_empty());

@@ -159,7 +159,8 @@ pub struct Limits {
     pub exchanges_per_prefix: u32,
     /// Requests with a valid nonce per second from one prefix.
     pub requests_per_second: u32,
-    /// Answers per second to sources of one prefix that have shown no valid nonce.
+    /// Answers per second to sources of one prefix that have shown no valid nonce. A client needs one or two
+    /// when it begins, and repeats its request with growing intervals if one is missing (RFC 8489 §6.2.1).
     pub unverified_per_second: u32,
     /// Neighbours remembered.
     pub neighbours: usize,
@@ -175,7 +176,7 @@ impl Default for Limits {
             exchanges: 20_000,
             exchanges_per_prefix: 10_000,
             requests_per_second: 20_000,
-            unverified_per_second: 20_000,
+            unverified_per_second: 1_000,
             neighbours: 16_384,
         }
     }

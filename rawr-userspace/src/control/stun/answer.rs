@@ -15,6 +15,7 @@ use stun_types::message::{
 use crate::control::client::{Client, Over};
 use crate::control::command::Source;
 use crate::control::counters::Count;
+use crate::control::limits::Prefix;
 use crate::control::server::Server;
 use crate::control::time::Now;
 
@@ -203,11 +204,23 @@ impl Server {
         let longer = client.over == Over::Udp && bytes.len() > head.length;
         if longer && !self.config.answer_short_binding {
             self.counters.add(Count::TooLong);
-        } else if self.allow_unverified(now, client.remote) {
+        } else if self.may_answer(now, client) {
             let udp = Source::Control(from);
             let from = client.connection().map_or(udp, Source::Connection);
             self.transmit(from, to, bytes);
         }
+    }
+
+    /// Who comes over a stream has not forged its address, and would not ask again.
+    fn may_answer(&mut self, now: Now, client: &Client) -> bool {
+        if client.over == Over::Udp {
+            return self.allow_unverified(now, client.remote);
+        }
+        let allowed = self.requests.allow(now.monotonic, Prefix::of(client.remote.ip()));
+        if !allowed {
+            self.counters.add(Count::RequestRate);
+        }
+        allowed
     }
 
     fn error_response(

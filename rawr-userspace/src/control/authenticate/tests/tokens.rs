@@ -106,6 +106,7 @@ fn forged_tokens_are_refused() {
 fn held_tokens_are_bounded() {
     let mut config = config();
     config.limits.sessions = 2000;
+    config.limits.unverified_per_second = 10_000;
     let mut scene = Scene::new(config);
     let sealed = key("new").seal(NAME, &token(), [1; 12]);
     for port in 1000..4000 {
