@@ -15,6 +15,7 @@ use crate::base64;
 use crate::bridge::BridgeKey;
 use crate::hex;
 use crate::message::TransactionId;
+use crate::opaque::opaque_or_as_is;
 use crate::session::{SessionKey, WireKey, hmac_sha256, hmac_with};
 
 /// A user's name and password, as a client is given them.
@@ -39,15 +40,16 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// SHA-256 of username, realm and password (RFC 8489 §9.2.2).
+/// SHA-256 of username, realm and password, all three as OpaqueString has them (RFC 8489 §9.2.2).
 #[derive(Clone)]
 pub struct LongTermKey([u8; 32]);
 
 impl LongTermKey {
     /// The key of a user in a realm.
     pub fn new(username: &str, realm: &str, password: &str) -> Self {
-        let joined = Sha256::new().chain_update(username).chain_update(":").chain_update(realm);
-        Self(joined.chain_update(":").chain_update(password).finalize().into())
+        let [username, realm, password] = [username, realm, password].map(opaque_or_as_is);
+        let joined = Sha256::new().chain_update(&*username).chain_update(":").chain_update(&*realm);
+        Self(joined.chain_update(":").chain_update(&*password).finalize().into())
     }
 
     /// SESSION-KEY masked, or unmasked again, for one transaction.

@@ -30,6 +30,7 @@ mod message;
 mod method;
 mod name;
 mod nonce;
+mod opaque;
 mod session;
 mod stream;
 mod stun_attributes;
@@ -58,6 +59,7 @@ pub use message::{
 pub use method::Method;
 pub use name::{BridgeName, NameError};
 pub use nonce::{NONCE_LIFETIME, NonceError, NonceKey, SecurityFeatures};
+pub use opaque::{NotOpaque, opaque_string};
 pub use session::{
     CandidateKey, Mac, MacKey, MacToken, ParseHexError, Role, ServerId, SessionId, SessionKey,
     SessionSecret, WireKey,

@@ -13,6 +13,8 @@ use stun_types::attribute::{
 use stun_types::message::{Message, MessageHeader, MessageWrite};
 use subtle::ConstantTimeEq;
 
+use crate::opaque::opaque_or_as_is;
+
 /// How a password becomes a key (RFC 8489 §18.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PasswordAlgorithm {
@@ -59,8 +61,8 @@ impl IntegrityAttribute {
     }
 }
 
-/// Hash of username, realm and password (RFC 8489 §9.2.2). All three are taken as the bytes that they
-/// are: who hands them out has applied OpaqueString (RFC 8265).
+/// Hash of username, realm and password (RFC 8489 §9.2.2). Realm and password are brought into the form of
+/// OpaqueString (RFC 8265); the username counts as it stands in USERNAME.
 #[derive(Clone)]
 pub enum PasswordKey {
     /// For [`PasswordAlgorithm::Md5`].
@@ -72,7 +74,8 @@ pub enum PasswordKey {
 impl PasswordKey {
     /// The key of a user in a realm.
     pub fn new(algorithm: PasswordAlgorithm, username: &str, realm: &str, password: &str) -> Self {
-        let parts = [username, ":", realm, ":", password];
+        let [realm, password] = [realm, password].map(opaque_or_as_is);
+        let parts = [username, ":", &*realm, ":", &*password];
         match algorithm {
             PasswordAlgorithm::Md5 => Self::Md5(hash::<Md5>(&parts).into()),
             PasswordAlgorithm::Sha256 => Self::Sha256(hash::<Sha256>(&parts).into()),
@@ -95,7 +98,8 @@ impl fmt::Debug for PasswordKey {
 
 /// The value of USERHASH (RFC 8489 §14.4).
 pub fn userhash(username: &str, realm: &str) -> [u8; 32] {
-    hash::<Sha256>(&[username, ":", realm]).into()
+    let [username, realm] = [username, realm].map(opaque_or_as_is);
+    hash::<Sha256>(&[&*username, ":", &*realm]).into()
 }
 
 /// A user's key, ready to check requests with and to sign their answers with.

@@ -209,6 +209,18 @@ algorithm = \"A128GCM\"
 }
 
 #[test]
+fn names_and_passwords_have_one_form() {
+    let user = |name: &str| {
+        let text = format!("[[users]]\nname = \"{name}\"\npassword = \"{name}\u{a0}1\"\n");
+        Config::from_toml(&text).map(|config| config.users)
+    };
+    assert_eq!(user("zoe\u{308}").unwrap(), user("zo\u{eb}").unwrap());
+    assert_eq!(user("zo\u{eb}").unwrap()[0].password.expose(), "zo\u{eb} 1");
+    let told = user("zo\\u0007").unwrap_err().to_string();
+    assert!(told.contains("2:8: users[0].name: holds control characters"), "{told}");
+}
+
+#[test]
 fn the_command_translates_a_turnserver_conf() {
     let file = std::env::temp_dir().join(format!("rawr-turnserver-{}.conf", std::process::id()));
     let translate = |text: &str| {

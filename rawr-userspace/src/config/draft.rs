@@ -16,7 +16,7 @@ use super::draft_turn::{DraftTurn, read_turn};
 use super::reader::{Mistake, Mistakes, Place, Problem, Source, Table};
 use super::value::{
     Credentials, Datapath, InstanceName, PortRange, Rate, Secret, ServerAddress, TableLength,
-    ValueError,
+    ValueError, opaque,
 };
 use super::{Config, Gateway, STUN_PORT, admin_socket_in, state_dir_of, trusted_by_default};
 use crate::control::{Kind, Limits, ServerConfig};
@@ -336,11 +336,10 @@ fn read_credentials(
     span: Range<usize>,
 ) -> Option<Credentials> {
     let username = table.require(name_key, span.clone(), |value| match text(value)? {
-        "" => Err(ValueError::Because("must not be empty")),
         name if name.contains(':') => Err(ValueError::Because("must not contain a colon")),
-        name => Ok(name.to_owned()),
+        name => opaque(name),
     });
-    let password = table.require("password", span, parsed);
+    let password = table.require("password", span, |value| Ok(Secret::new(opaque(text(value)?)?)));
     Some(Credentials { username: username?, password: password? })
 }
 
@@ -431,7 +430,7 @@ fn realm(value: &DeValue<'_>) -> Result<String, ValueError> {
     match text(value)? {
         // RFC 8489 §14.9: fewer than 128 characters.
         realm if (1..128).contains(&realm.chars().count()) && !realm.contains([':', '"']) => {
-            Ok(realm.to_owned())
+            opaque(realm)
         }
         _ => Err(ValueError::Expected("1 to 127 characters without colon and quote")),
     }

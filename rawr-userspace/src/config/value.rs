@@ -1,11 +1,12 @@
 //! The types of single values, each parsed from text.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use rawr_proto::{Host, ParseUriError, RawrUri, Transport};
+use rawr_proto::{Host, ParseUriError, RawrUri, Transport, opaque_string};
 
 use crate::control::Kind;
 
@@ -234,6 +235,16 @@ impl FromStr for Rate {
     }
 }
 
+/// A user name, password or realm, in the one form that all have (RFC 8265).
+pub(super) fn opaque(text: &str) -> Result<String, ValueError> {
+    match text {
+        "" => Err(ValueError::Because("must not be empty")),
+        _ => opaque_string(text).map(Cow::into_owned).map_err(|_| {
+            ValueError::Because("holds control characters, or others that nobody types")
+        }),
+    }
+}
+
 impl FromStr for Secret {
     type Err = ValueError;
 
@@ -251,7 +262,7 @@ impl FromStr for Credentials {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         match text.split_once(':') {
             Some((username, password)) if !username.is_empty() => {
-                Ok(Self { username: username.to_owned(), password: password.parse()? })
+                Ok(Self { username: opaque(username)?, password: Secret(opaque(password)?) })
             }
             _ => Err(ValueError::Expected("name:password")),
         }

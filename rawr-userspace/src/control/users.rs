@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rawr_proto::{
     Credentials, IntegrityAttribute, LongTermIntegrity, LongTermKey, PasswordAlgorithm,
-    PasswordKey, userhash,
+    PasswordKey, opaque_string, userhash,
 };
 
 use super::config::ServerConfig;
@@ -31,14 +31,19 @@ pub(super) struct Account {
 impl Users {
     pub(super) fn new(config: &ServerConfig) -> Self {
         let realm = config.realm.as_str();
-        let named = |user: &Credentials| (user.username.as_str().into(), Account::new(user, realm));
-        let accounts: HashMap<Arc<str>, Account> = config.users.iter().map(named).collect();
+        let named = |user: &Credentials| {
+            let username = opaque_string(&user.username).ok()?.into_owned();
+            let user = Credentials { username, password: user.password.clone() };
+            Some((user.username.as_str().into(), Account::new(&user, realm)))
+        };
+        let accounts: HashMap<Arc<str>, Account> = config.users.iter().filter_map(named).collect();
         let names = accounts.keys().map(|name| (userhash(name, realm), Arc::clone(name))).collect();
         Self { accounts, names }
     }
 
+    /// Finds a user, in whichever form a client writes the name.
     pub(super) fn find(&self, username: &str) -> Option<(&Arc<str>, &Account)> {
-        self.accounts.get_key_value(username)
+        self.accounts.get_key_value(&*opaque_string(username).ok()?)
     }
 
     /// Finds the user behind USERHASH (RFC 8489 §14.4).

@@ -398,6 +398,24 @@ fn of_duplicates_the_first_counts() {
 }
 
 #[test]
+fn a_name_and_a_password_have_one_form() {
+    let (decomposed, composed) = ("zoe\u{308}", "zo\u{eb}");
+    let mut config = with_user();
+    config.users[0] =
+        Credentials { username: decomposed.to_owned(), password: format!("{decomposed}\u{3000}x") };
+    let mut scene = Scene::new(config);
+    let nonce = scene.nonce();
+    let password = format!("{composed} x");
+    let old =
+        Ask { user: Some(composed.to_owned()), password, ..Ask::default().with_nonce(&nonce) };
+    assert_eq!(&*scene.tell(&old.bytes()).unwrap().user, composed);
+    let hash = Some(userhash(decomposed, REALM));
+    assert_eq!(hash, Some(userhash(composed, REALM)));
+    let other = Ask { user: Some("ZOE\u{308}".to_owned()), ..old };
+    assert_eq!(scene.error(&other.bytes()), 401, "upper case is another name");
+}
+
+#[test]
 fn both_integrities_count_as_the_better() {
     let mut scene = Scene::new(with_user());
     let old = Ask::default().with_nonce(&scene.nonce());
