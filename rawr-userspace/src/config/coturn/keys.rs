@@ -45,7 +45,6 @@ const LEFT_OUT: &[(&str, Weight, &str)] = &[
     ("dh1066", Nothing, "TLS uses elliptic curves alone"),
     ("dh2066", Nothing, "TLS uses elliptic curves alone"),
     ("dh566", Nothing, "TLS uses elliptic curves alone"),
-    ("dtls", Function, "clients over DTLS are not served"),
     ("ec-curve-name", Nothing, "the curve is agreed on (X25519, P-256 or P-384)"),
     ("fingerprint", Nothing, "answers have FINGERPRINT where the request has it"),
     (
@@ -74,7 +73,6 @@ const LEFT_OUT: &[(&str, Weight, &str)] = &[
     ("no-auth", Function, "allocations always take long-term credentials: name users or secrets"),
     ("no-auth-pings", Nothing, "there is no database"),
     ("no-cli", Nothing, "there is no CLI port"),
-    ("no-dtls", Nothing, "clients over DTLS are not served"),
     ("no-dynamic-ip-list", Nothing, "there is no database"),
     ("no-dynamic-realms", Nothing, "there is no database"),
     ("no-loopback-peers", Nothing, "peers on this host are denied by default"),
@@ -95,7 +93,11 @@ const LEFT_OUT: &[(&str, Weight, &str)] = &[
     ("no-tlsv1_1", Nothing, "TLS begins at 1.2"),
     ("no-tlsv1_2", Security, "TLS 1.2 is offered beside 1.3"),
     ("no-udp-relay", Security, "relaying over UDP is what this server is for"),
-    ("oauth", Function, "access tokens (RFC 7635) are not configured by this file"),
+    (
+        "oauth",
+        Function,
+        "the keys of access tokens are in coturn's database, table oauth_key: name them in turn.oauth_keys",
+    ),
     ("permission-lifetime", Function, "permissions live for 300 s (RFC 8656, section 9)"),
     ("pidfile", Nothing, "the service manager knows the process"),
     (
@@ -135,7 +137,6 @@ const LEFT_OUT: &[(&str, Weight, &str)] = &[
         "passwords stand in the file as they are; let only the daemon read it",
     ),
     ("secure-stun", Security, "STUN Binding requests are answered without credentials"),
-    ("server-name", Function, "access tokens (RFC 7635) are not configured by this file"),
     ("server-relay", Function, "peers of the server's own are not served"),
     ("simple-log", Nothing, "the log goes to standard error, where the service manager takes it"),
     ("stale-nonce", Nothing, "nonces expire always"),

@@ -95,6 +95,9 @@ struct Found {
     no_udp: bool,
     no_tcp: bool,
     no_tls: bool,
+    /// Whether DTLS is told to be served or not.
+    dtls: Option<bool>,
+    server_name: Option<String>,
     rfc5780: bool,
     relay_ips: Vec<IpAddr>,
     /// Public address, and the private one that it stands for if that is told.
@@ -133,11 +136,13 @@ impl Found {
             | "total-quota"
             | "max-bps"
             | "max-allocate-lifetime" => self.take_number(key, value),
-            "no-udp" | "no-tcp" | "no-tls" | "no-tcp-relay" | "mobility" | "rfc5780"
-            | "no-rfc5780" | "use-auth-secret" | "verbose" | "Verbose" => {
+            "no-udp" | "no-tcp" | "no-tls" | "no-tcp-relay" | "mobility" | "rfc5780" | "dtls"
+            | "no-dtls" | "no-rfc5780" | "use-auth-secret" | "verbose" | "Verbose" => {
                 self.take_flag(key, value)
             }
-            "user" | "static-auth-secret" | "realm" | "cert" | "pkey" => self.take_text(key, value),
+            "user" | "static-auth-secret" | "realm" | "cert" | "pkey" | "server-name" => {
+                self.take_text(key, value)
+            }
             _ => Err(None),
         };
         match taken {
@@ -217,6 +222,8 @@ impl Found {
             "no-udp" => self.no_udp = on,
             "no-tcp" => self.no_tcp = on,
             "no-tls" => self.no_tls = on,
+            "dtls" => self.dtls = Some(on),
+            "no-dtls" => self.dtls = Some(!on),
             "no-tcp-relay" => self.no_tcp_relay = on,
             "mobility" => self.mobility = on,
             "rfc5780" => self.rfc5780 = on,
@@ -244,6 +251,7 @@ impl Found {
             },
             "static-auth-secret" => self.secrets.push(value.to_owned()),
             "realm" => self.realm = Some(value.to_owned()),
+            "server-name" => self.server_name = Some(value.to_owned()),
             "cert" => self.certificate = Some(value.to_owned()),
             _ => self.key = Some(value.to_owned()),
         }
@@ -273,6 +281,7 @@ impl Found {
             let note = Note { line: None, key: "cert".to_owned(), weight: Weight::Function, why };
             self.notes.push(note);
         }
+        self.conclude_secure();
         if self.rfc5780 && self.discovery().is_empty() {
             let why =
                 "behaviour discovery needs two listening-ip of one family: see turn.discovery";
@@ -287,6 +296,26 @@ impl Found {
         if self.users.is_empty() && self.secrets.is_empty() {
             let why = "nobody may allocate: there is neither a user nor a static-auth-secret";
             self.note(None, "user", Weight::Function, why.to_owned());
+        }
+    }
+
+    /// What coturn serves over DTLS and with access tokens, and what of it cannot be told from its file.
+    fn conclude_secure(&mut self) {
+        let why = match (self.dtls, self.has_certificate()) {
+            (Some(true), true) if cfg!(feature = "dtls") => None,
+            (Some(true), true) => Some("this rawr is built without the Cargo feature dtls"),
+            (None, true) => Some(
+                "coturn may serve DTLS wherever it has a certificate; set turn.listen_dtls if clients use it \
+                 (the key has to be ECDSA)",
+            ),
+            (Some(false), _) | (_, false) => None,
+        };
+        if let Some(why) = why {
+            self.note(None, "dtls", Weight::Function, why.to_owned());
+        }
+        if self.server_name.take_if(|_| cfg!(not(feature = "oauth"))).is_some() {
+            let why = "this rawr is built without the Cargo feature oauth";
+            self.note(None, "server-name", Weight::Function, why.to_owned());
         }
     }
 
@@ -311,7 +340,15 @@ impl Found {
     }
 
     fn has_tls(&self) -> bool {
-        !self.no_tls && self.certificate.is_some() && self.key.is_some()
+        !self.no_tls && self.has_certificate()
+    }
+
+    fn has_dtls(&self) -> bool {
+        cfg!(feature = "dtls") && self.dtls == Some(true) && self.has_certificate()
+    }
+
+    fn has_certificate(&self) -> bool {
+        self.certificate.is_some() && self.key.is_some()
     }
 
     fn on_all(&self, port: u16) -> Vec<SocketAddr> {

@@ -136,6 +136,39 @@ fn flags_may_be_switched_off_and_written_in_several_ways() {
 }
 
 #[test]
+fn clients_of_rfc_5766_keep_their_channels() {
+    let (config, import) = configured(FULL);
+    assert!(config.turn.rfc5766_channels);
+    assert!(import.toml.contains("# coturn takes channels up to 0x7fff"), "{}", import.toml);
+}
+
+#[test]
+fn dtls_is_served_where_it_was_asked_for() {
+    let files = "cert=/c\npkey=/k\n";
+    for (flag, listens, is_told) in [
+        ("dtls", cfg!(feature = "dtls"), !cfg!(feature = "dtls")),
+        ("no-dtls", false, false),
+        ("dtls=off", false, false),
+        ("", false, true),
+    ] {
+        let (config, import) = configured(&format!("{files}{flag}\n"));
+        assert_eq!(!config.turn.listen_dtls.is_empty(), listens, "{flag}");
+        assert_eq!(note(&import, "dtls").is_some(), is_told, "{flag}");
+    }
+    let (config, import) = configured("dtls\n");
+    assert!(config.turn.listen_dtls.is_empty() && note(&import, "dtls").is_none(), "nor in coturn");
+}
+
+#[test]
+fn access_tokens_keep_the_server_s_name() {
+    let (config, import) = configured("oauth\nserver-name=turn.example.org\n");
+    assert!(note(&import, "oauth").unwrap().why.contains("turn.oauth_keys"));
+    let name = config.turn.oauth_server_name.as_deref();
+    assert_eq!(name, cfg!(feature = "oauth").then_some("turn.example.org"));
+    assert_eq!(note(&import, "server-name").is_some(), cfg!(not(feature = "oauth")));
+}
+
+#[test]
 fn what_cannot_be_judged_counts_as_security() {
     for line in ["denied-peer-ip=everybody", "brand-new-key=1", "user=alice", "max-bps=fast"] {
         let import = import(line);

@@ -53,6 +53,9 @@ fn turn(found: &Found, out: &mut String) {
     if found.has_tls() {
         put(out, "listen_tls", list(every()));
     }
+    if found.has_dtls() {
+        put(out, "listen_dtls", list(every()));
+    }
     if let (Some(certificate), Some(key)) = (&found.certificate, &found.key) {
         put(out, "certificate", quoted(certificate));
         put(out, "key", quoted(key));
@@ -61,6 +64,11 @@ fn turn(found: &Found, out: &mut String) {
         put(out, "alternate_servers", list(&found.alternate_servers));
     }
     put(out, "mobility", found.mobility);
+    out.push_str("# coturn takes channels up to 0x7fff; clients that were made for RFC 5766 choose among them.\n");
+    put(out, "rfc5766_channels", true);
+    if let Some(name) = &found.server_name {
+        put(out, "oauth_server_name", quoted(name));
+    }
     put(out, "tcp_relay", !found.no_tcp_relay);
     if let Some(lifetime) = found.max_lifetime {
         put(out, "default_lifetime", lifetime.clamp(10, 600));
