@@ -114,6 +114,9 @@ address = \"2001:db8:0:1::1\"
 [[turn.discovery]]
 primary = \"203.0.113.1:3478\"
 alternate = \"203.0.113.2:3479\"
+[[turn.discovery]]
+primary = \"[2001:db8:0:1::1]:3478\"
+alternate = \"[2001:db8:0:1::2]:3479\"
 ";
 
 /// A scenario of this file.
@@ -329,13 +332,16 @@ fn stun_clients_learn_their_address_and_their_nat() {
             let own = INTERNET.address(family, CLIENT).to_string();
             ensure!(said.contains(&own), "{said}");
         }
-        let server = INTERNET.address(Family::Ipv4, SERVER).to_string();
-        let mut command = host.command("turnutils_natdiscovery");
-        let said = checked(command.args(["-m", "-f", "-P", &server]))?.stdout;
-        let said = String::from_utf8(said)?;
-        // Padding makes request and answer longer than the MTU.
-        for found in ["203.0.113.2", "Independent Mapping", "Independent Filtering"] {
-            ensure!(said.contains(found), "no {found:?}: {said}");
+        for family in FAMILIES {
+            let server = INTERNET.address(family, SERVER).to_string();
+            let mut command = host.command("timeout");
+            command.args(["60", "turnutils_natdiscovery", "-m", "-f", "-P", &server]);
+            let said = String::from_utf8(checked(&mut command)?.stdout)?;
+            // Padding makes request and answer longer than the MTU.
+            let other = INTERNET.address(family, ALTERNATE).to_string();
+            for found in [other.as_str(), "Independent Mapping", "Independent Filtering"] {
+                ensure!(said.contains(found), "no {found:?}: {said}");
+            }
         }
         Ok(())
     });

@@ -160,6 +160,8 @@ impl Config {
             peers: self.turn.peer_rules(),
             alternates: self.turn.alternate_servers.clone(),
             behaviours: self.turn.behaviours(),
+            behaviours_tcp: self.turn.stream_behaviours(&self.turn.listen_tcp),
+            behaviours_tls: self.turn.stream_behaviours(&self.turn.listen_tls),
             turn: self.turn.server(&self.listen),
             bridge: self.bridge.server(),
             #[cfg(feature = "oauth")]

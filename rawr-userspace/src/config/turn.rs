@@ -129,6 +129,21 @@ impl Turn {
         (!keys.is_empty()).then_some(control::TokenServer { name, keys })
     }
 
+    /// What NAT behaviour discovery is answered from over streams, where these addresses are listened to: pairs
+    /// of which all four are.
+    pub(super) fn stream_behaviours(&self, listen: &[SocketAddr]) -> Vec<Behaviour> {
+        let is_served = |address: &SocketAddr| {
+            listen.iter().any(|it| {
+                it == address
+                    || it.ip().is_unspecified()
+                        && it.is_ipv4() == address.is_ipv4()
+                        && it.port() == address.port()
+            })
+        };
+        let all = self.behaviours().into_iter();
+        all.filter(|behaviour| behaviour.sockets().iter().all(is_served)).collect()
+    }
+
     /// What NAT behaviour discovery is answered from.
     pub(super) fn behaviours(&self) -> Vec<Behaviour> {
         let pairs = self.discovery.iter();

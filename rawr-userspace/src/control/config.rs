@@ -59,6 +59,9 @@ pub struct ServerConfig {
     pub alternates: Vec<SocketAddr>,
     /// Addresses for NAT behaviour discovery (RFC 5780), at most one pair of each family.
     pub behaviours: Vec<Behaviour>,
+    /// Those of them whose four addresses clients may connect to over TCP, and over TLS.
+    pub behaviours_tcp: Vec<Behaviour>,
+    pub behaviours_tls: Vec<Behaviour>,
     /// Whether target MACs are looked up among the neighbours; `None` for what [`Kind`] says.
     pub look_up_mac: Option<bool>,
     /// Whether STUN and TURN requests that are shorter than their answer are answered nevertheless, though
@@ -100,6 +103,8 @@ impl ServerConfig {
             peers: PeerRules::default(),
             alternates: Vec::new(),
             behaviours: Vec::new(),
+            behaviours_tcp: Vec::new(),
+            behaviours_tls: Vec::new(),
             look_up_mac: None,
             answer_short_binding: kind == Kind::Root,
             default_lifetime: Duration::from_secs(120),

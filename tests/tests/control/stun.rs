@@ -182,6 +182,33 @@ fn behaviour_discovery_answers_from_where_it_is_asked() {
 }
 
 #[test]
+fn streams_learn_the_other_address_and_cannot_be_answered_from_it() {
+    let mut config = root(1);
+    let behaviour = Behaviour::new(Direct::local(), at("198.51.100.2:3479"));
+    config.behaviours_tcp = behaviour.into_iter().collect();
+    let mut direct = Direct::new(config);
+    let [tcp, tls, dtls] = [1, 2, 3].map(ConnectionId);
+    let streams = [(Over::Tcp(tcp), true), (Over::Tls(tls), false), (Over::Dtls(dtls), false)];
+    for (over, knows) in streams {
+        let client = Client { over, ..Client::udp(Direct::local(), at("192.0.2.9:4000")) };
+        let connection = client.connection().unwrap();
+        let (source, _, bytes) = sent(&mut direct, client, &request(BINDING, &[])).unwrap();
+        assert_eq!(source, Source::Connection(connection));
+        let message = Message::from_bytes(&bytes).unwrap();
+        let other = message.attribute::<OtherAddress>().ok().map(|it| it.0);
+        assert_eq!(other, knows.then(|| at("198.51.100.2:3479")));
+        let origin = message.attribute::<ResponseOrigin>().ok().map(|it| it.0);
+        assert_eq!(origin, knows.then(Direct::local));
+        for wish in
+            [&ChangeRequest { ip: true, port: false } as &dyn AttributeWrite, &ResponsePort(9)]
+        {
+            let (source, _, bytes) = sent(&mut direct, client, &request(BINDING, &[wish])).unwrap();
+            assert_eq!((source, error_of(&bytes)), (Source::Connection(connection), 420));
+        }
+    }
+}
+
+#[test]
 fn response_port_goes_to_the_same_host_and_not_often() {
     let mut direct = two_addresses();
     let client = Client::udp(Direct::local(), at("192.0.2.9:4000"));

@@ -36,7 +36,9 @@ impl Server {
         };
         let head = Head::of(&message);
         let behaviour = self.behaviour_at(client);
-        match wish(&message, behaviour) {
+        // Over a stream an answer goes back where its request came from.
+        let changeable = behaviour.filter(|_| client.over == Over::Udp);
+        match wish(&message, changeable) {
             Ok(wish) if wish.port.is_some() && !self.allows_response_port(now, client) => {
                 self.counters.add(Count::UnverifiedRate);
             }
@@ -49,11 +51,16 @@ impl Server {
         }
     }
 
-    /// The addresses that this request can be answered from; `None` over anything but UDP, where an
-    /// answer goes back where its request came from (RFC 5780 §7.2).
+    /// The addresses that the client can ask over the transport that it has come over; `None` if there is
+    /// but one.
     fn behaviour_at(&self, client: &Client) -> Option<Behaviour> {
-        let all = self.config.behaviours.iter().filter(|_| client.over == Over::Udp);
-        all.copied().find(|behaviour| behaviour.sockets().contains(&client.local))
+        let all = match client.over {
+            Over::Udp => &self.config.behaviours[..],
+            Over::Tcp(_) => &self.config.behaviours_tcp,
+            Over::Tls(_) => &self.config.behaviours_tls,
+            Over::Dtls(_) => &[],
+        };
+        all.iter().copied().find(|behaviour| behaviour.sockets().contains(&client.local))
     }
 
     /// An answer to another port goes to one that may know nothing of it (RFC 5780 §9).
