@@ -288,6 +288,13 @@ fn contradictions_are_told_with_the_place_of_one_side() {
             ),
             &["3:1: turn.answer_binding: has no effect with turn.discovery"],
         ),
+        (
+            concat!(
+                "[turn]\ncertificate = \"/c\"\nkey = \"/k\"\n",
+                "listen_dtls = [\"0.0.0.0:3478\", \"192.0.2.1:3478\"]\n",
+            ),
+            &["4:1: turn.listen_dtls: has a port of listen, but not its address"],
+        ),
         ("[turn]\nkey = \"/k\"\n", &["2:1: turn.key: needs turn.certificate"]),
         ("[turn]\nmax_lifetime = 60\n", &[" turn.default_lifetime: is longer"]),
         ("[turn]\nmax_lifetime = 3900\n", &[" turn.streams: idle_timeout must be longer"]),

@@ -187,6 +187,12 @@ impl Draft {
         claim("data_ports", apart, "contain a port of listen: keep the two apart");
         let apart = !self.turn.ports().any(|port| ports.0.contains(&port));
         claim("data_ports", apart, "contain a port of the table turn: keep the two apart");
+        let mut dtls = self.turn.listen_dtls.iter().flatten();
+        claim(
+            "turn.listen_dtls",
+            dtls.all(|address| listen.contains(address) || !overlaps(listen, *address)),
+            "has a port of listen, but not its address: write both alike, then both are served there",
+        );
         let answers = self.turn.answer_binding == Some(true);
         claim(
             "turn.answer_binding",
@@ -205,6 +211,14 @@ impl Draft {
         self.bridge.claims(users || secrets, &mut claim);
         found
     }
+}
+
+/// Whether a socket at `address` would be beside one of `listen`, or take datagrams from it.
+fn overlaps(listen: &[SocketAddr], address: SocketAddr) -> bool {
+    listen.iter().any(|it| {
+        let is_everywhere = it.ip().is_unspecified() || address.ip().is_unspecified();
+        is_everywhere && it.port() == address.port() && it.is_ipv4() == address.is_ipv4()
+    })
 }
 
 impl DraftLimits {
