@@ -209,6 +209,21 @@ fn streams_learn_the_other_address_and_cannot_be_answered_from_it() {
 }
 
 #[test]
+fn streams_are_not_held_to_the_rate_of_sources_that_may_be_forged() {
+    let mut config = root(1);
+    config.limits.unverified_per_second = 10;
+    config.limits.requests_per_second = 100;
+    let mut direct = Direct::new(config);
+    let udp = Client::udp(Direct::local(), at("192.0.2.9:4000"));
+    let stream = Client { over: Over::Tcp(ConnectionId(1)), ..udp };
+    let answered = |direct: &mut Direct, client| {
+        (0..200).filter(|_| sent(direct, client, &request(BINDING, &[])).is_some()).count()
+    };
+    assert_eq!(answered(&mut direct, udp), 10);
+    assert_eq!(answered(&mut direct, stream), 100);
+}
+
+#[test]
 fn response_port_goes_to_the_same_host_and_not_often() {
     let mut direct = two_addresses();
     let client = Client::udp(Direct::local(), at("192.0.2.9:4000"));
