@@ -37,11 +37,13 @@ pub(crate) fn shared4(
         if let Some(shared) = find4(tables, from, header.number) {
             return Ok((shared, header));
         }
-        if !header.is_there() || !held.datagrams {
-            return Err(Reason::NoFlow);
-        }
+        let is_last = !header.is_there() || !held.datagrams;
         // Or else the compiler would write out the search a second time.
         header = black_box(ChannelHeader::default());
+        // Last, so that the loop is closed by a jump, as Linux 6.1 wants it.
+        if is_last {
+            return Err(Reason::NoFlow);
+        }
     }
 }
 
@@ -67,11 +69,13 @@ pub(crate) fn shared6(
         if let Some(shared) = find6(tables, from, header.number) {
             return Ok((shared, header));
         }
-        if !header.is_there() || !held.datagrams {
-            return Err(Reason::NoFlow);
-        }
+        let is_last = !header.is_there() || !held.datagrams;
         // Or else the compiler would write out the search a second time.
         header = black_box(ChannelHeader::default());
+        // Last, so that the loop is closed by a jump, as Linux 6.1 wants it.
+        if is_last {
+            return Err(Reason::NoFlow);
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The XDP program in this machine's kernel, run on single packets (`BPF_PROG_TEST_RUN`).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -93,13 +92,8 @@ impl Kernel {
         info.size_translated().context("the kernel does not tell the program's size")
     }
 
-    /// Depth of the program's stack in bytes, found in its instructions.
-    pub fn stack_depth(&mut self) -> Result<u32> {
-        stack_depth(&self.instructions()?)
-    }
-
     /// The instructions as the kernel has translated them.
-    fn instructions(&mut self) -> Result<Vec<u64>> {
+    pub fn instructions(&mut self) -> Result<Vec<u64>> {
         let size = self.translated_size()?;
         let program = self.program()?;
         let mut instructions = vec![0; size as usize / size_of::<u64>()];
@@ -352,63 +346,4 @@ fn bytes<E: Entry, const SIZE: usize>(entry: &E) -> [u8; SIZE] {
     // SAFETY: as large and as aligned as an entry, and ours alone.
     unsafe { publish(bytes.0.as_mut_ptr().cast::<E>(), entry) };
     bytes.0
-}
-
-/// How much stack the functions take that are active at once, at most.
-fn stack_depth(instructions: &[u64]) -> Result<u32> {
-    let starts: BTreeSet<usize> = (0..instructions.len())
-        .filter_map(|index| callee(index, instructions[index]))
-        .chain([0, instructions.len()])
-        .collect();
-    let starts: Vec<usize> = starts.into_iter().collect();
-    let mut depths = BTreeMap::new();
-    // Callees stand behind their callers, or the kernel would have to be asked for their order.
-    for bounds in starts.windows(2).rev() {
-        let (start, end) = (bounds[0], bounds[1]);
-        let mut below = 0;
-        for (index, instruction) in (start..).zip(&instructions[start..end]) {
-            let Some(callee) = callee(index, *instruction) else { continue };
-            let depth = depths.get(&callee);
-            below = below.max(*depth.context("a function calls one that stands before it")?);
-        }
-        depths.insert(start, frame_depth(&instructions[start..end])? + below);
-    }
-    depths.get(&0).copied().context("the program has no instructions")
-}
-
-/// Where the function begins that an instruction calls, if it calls one of the program's own.
-fn callee(index: usize, instruction: u64) -> Option<usize> {
-    let is_call = instruction & 0xff == 0x85 && (instruction >> 12) & 15 == 1;
-    // Where the kernel has compiled the program, it shows the distance in the offset.
-    let distance = match (instruction >> 16) as i16 {
-        0 => (instruction >> 32) as i32 as isize,
-        offset => isize::from(offset),
-    };
-    is_call.then(|| index.wrapping_add_signed(distance) + 1)
-}
-
-/// How far below the frame pointer a function's instructions reach: loads and stores relative to it, and
-/// copies of it that something is added to.
-fn frame_depth(instructions: &[u64]) -> Result<u32> {
-    const FRAME_POINTER: u64 = 10;
-    let mut deepest = 0;
-    for (index, instruction) in instructions.iter().enumerate() {
-        let [code, registers, ..] = instruction.to_le_bytes();
-        let (dst, src) = (u64::from(registers & 15), u64::from(registers >> 4));
-        let offset = i64::from((instruction >> 16) as i16);
-        let reach = match code & 7 {
-            // LDX
-            1 if src == FRAME_POINTER => offset,
-            // ST, STX
-            2 | 3 if dst == FRAME_POINTER => offset,
-            // 64-bit register to register, then an addition of a constant
-            7 if code == 0xbf && src == FRAME_POINTER => match instructions.get(index + 1) {
-                Some(next) if *next & 0xfff == 0x07 | dst << 8 => i64::from((next >> 32) as i32),
-                _ => bail!("instruction {index} copies the frame pointer somewhere"),
-            },
-            _ => 0,
-        };
-        deepest = deepest.min(reach);
-    }
-    Ok(u32::try_from(-deepest)?)
 }

@@ -6,6 +6,7 @@ pub mod app;
 pub mod browser;
 pub mod crowd;
 pub mod forge;
+pub mod instructions;
 pub mod kernel;
 pub mod lab;
 pub mod load;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use rawr_common::channel::GROUP;
+use rawr_tests::instructions::stack_depth;
 use rawr_tests::kernel::{Kernel, action, bare_program};
 
 use crate::Run;
@@ -235,9 +236,9 @@ impl Bench {
         let row = |of, bytes: u32| Row::new(SIZE, &[("of", of)], "bytes", vec![bytes.into()]);
         Ok([
             row("translated program", forwarding.translated_size()?),
-            row("stack", forwarding.stack_depth()?),
+            row("stack", stack_depth(&forwarding.instructions()?)?),
             row("translated program, with answers", answering.translated_size()?),
-            row("stack, with answers", answering.stack_depth()?),
+            row("stack, with answers", stack_depth(&answering.instructions()?)?),
         ])
     }
 }

@@ -9,6 +9,7 @@ use rawr_common::entry::Account;
 use rawr_common::flow::{Counters, Flow4, Flow6, Place, Rate, VACANT};
 use rawr_common::reason::Reason;
 use rawr_common::relay::Verdict;
+use rawr_tests::instructions::{loops_without_jump, stack_depth};
 use rawr_tests::kernel::{Kernel, action};
 use rawr_tests::packet::{Packet, SERVICE_VLAN, VLAN};
 use rawr_tests::privilege::need_root;
@@ -36,10 +37,14 @@ fn program_loads_and_stays_small() {
     }
     for (answers, (largest, deepest)) in [(false, FORWARDING), (true, ANSWERING)] {
         let mut kernel = Kernel::load_with(ENTRIES, CHANNELS, answers).unwrap();
-        let (size, stack) = (kernel.translated_size().unwrap(), kernel.stack_depth().unwrap());
+        let size = kernel.translated_size().unwrap();
+        let instructions = kernel.instructions().unwrap();
+        let stack = stack_depth(&instructions).unwrap();
         println!("answers: {answers}: {size} bytes translated, {stack} bytes of stack");
         assert!(size <= largest, "{size} bytes translated");
         assert!(stack <= deepest, "{stack} bytes of stack");
+        let refused = loops_without_jump(&instructions);
+        assert!(refused.is_empty(), "Linux 6.1 refuses instructions {refused:?}");
     }
 }
 
