@@ -19,8 +19,9 @@ use std::{
 
 use nix::{
     net::if_::if_nametoindex,
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     sys::socket::{setsockopt, sockopt::RcvBufForce},
+    unistd::Pid,
 };
 use rawr_proto::ChannelNumber;
 use rawr_userspace::dataplane::{
@@ -325,6 +326,7 @@ impl Stream {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (stopped, number) = (Arc::clone(&stop), Arc::clone(&sent));
         let sender = thread::spawn(move || {
+            stay_on_one_cpu();
             while !stopped.load(Ordering::Relaxed) {
                 sender.0.send(&frame(from, number.load(Ordering::Relaxed))).unwrap();
                 number.fetch_add(1, Ordering::Relaxed);
@@ -356,6 +358,17 @@ impl Stream {
         assert!(missing.is_empty(), "of {sent}, {} arrived; missing: {missing:?}…", arrived.len());
         sent
     }
+}
+
+/// A network card has all packets of a flow on one CPU (receive-side scaling); veth takes the sender's, and
+/// packets of a sender that moves overtake each other.
+fn stay_on_one_cpu() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).unwrap();
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap()).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first).unwrap();
+    sched_setaffinity(this, &one).unwrap();
 }
 
 #[test]
