@@ -5,6 +5,7 @@
 pub mod app;
 pub mod browser;
 pub mod crowd;
+pub mod dtls;
 pub mod forge;
 pub mod instructions;
 pub mod kernel;

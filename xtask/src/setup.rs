@@ -18,7 +18,7 @@ struct Package {
 }
 
 /// What tests and benchmarks run: a program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, Package); 7] = [
+const PROGRAMS: [(&str, Package); 8] = [
     ("ip", Package { name: "iproute2", reason: "network namespaces of tests and benchmarks" }),
     ("nft", Package { name: "nftables", reason: "the NATs between the namespaces of tests" }),
     (
@@ -29,6 +29,7 @@ const PROGRAMS: [(&str, Package); 7] = [
         "turnserver",
         Package { name: "coturn", reason: "its tools test TURN, and benchmarks compare with it" },
     ),
+    ("openssl", Package { name: "openssl", reason: "a DTLS client that tests the server" }),
     ("chromium", Package { name: "chromium", reason: "calls between browsers in tests" }),
     ("python3", Package { name: "python3", reason: "calls the library libnice in tests" }),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
