@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use rand::Rng;
 use tokio::time::Sleep;
 
 use super::sockets::OwnSockets;
+use super::survey::Survey;
 use super::{
     Agent, AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentSocket, Nat64Prefix, Signalling,
 };
@@ -55,6 +56,7 @@ pub struct Connection {
     control: Port,
     data: Port,
     own: OwnSockets,
+    survey: Survey,
     timer: Pin<Box<Sleep>>,
     timer_at: Option<Instant>,
     buffer: Vec<u8>,
@@ -119,6 +121,7 @@ impl Connection {
             control,
             data,
             own,
+            survey: Survey::default(),
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             timer_at: Some(now),
             buffer: vec![0; MAX_DATAGRAM],
@@ -155,11 +158,23 @@ impl Connection {
         self.flush(now);
     }
 
+    /// Finds out what own NATs do to UDP over IPv4 in the background, by asking these STUN servers now and after
+    /// each [`Connection::refresh`]. One with two addresses (RFC 5780) tells most, of others two are needed.
+    /// Without it, and without [`Connection::set_behaviour`], nothing is punched.
+    pub fn classify(&mut self, servers: Vec<SocketAddr>) {
+        self.survey.ask(servers, self.local());
+    }
+
     /// Says what own NATs do to UDP over IPv4, once that has been found out.
     pub fn set_behaviour(&mut self, behaviour: Behaviour) {
         let now = now();
         self.agent.set_behaviour(now, behaviour);
         self.flush(now);
+    }
+
+    /// What own NATs do to UDP over IPv4, as far as it is known.
+    pub const fn behaviour(&self) -> Option<Behaviour> {
+        self.agent.behaviour()
     }
 
     /// To be called when the host may have got or lost addresses: another uplink, another network.
@@ -172,6 +187,7 @@ impl Connection {
         let change = self.own.refresh(interfaces.iter().map(|interface| interface.address));
         change.closed.into_iter().for_each(|id| self.agent.remove_socket(now, id));
         change.opened.into_iter().for_each(|socket| self.agent.add_socket(now, socket));
+        self.survey.begin(self.local());
         self.flush(now);
         Ok(())
     }
@@ -223,6 +239,7 @@ impl Connection {
                     ready?;
                     self.handle_control(now())?;
                 }
+                behaviour = self.survey.next() => self.set_behaviour(behaviour),
                 () = self.timer.as_mut(), if self.timer_at.is_some() => {
                     self.timer_at = None;
                     self.handle_timeout(now());
@@ -281,6 +298,11 @@ impl Connection {
             Ok(())
         };
         tokio::time::timeout(FAREWELL, farewell).await.unwrap_or(Ok(()))
+    }
+
+    /// Own addresses that others could reach.
+    fn local(&self) -> Vec<IpAddr> {
+        self.own.named().map(|socket| socket.address.ip()).collect()
     }
 
     fn receive(&mut self) -> io::Result<Option<(AgentSocket, usize, SocketAddr)>> {

@@ -36,6 +36,8 @@ mod select;
 mod signal;
 #[cfg(feature = "tokio")]
 mod sockets;
+#[cfg(feature = "tokio")]
+mod survey;
 mod wire;
 
 use std::collections::VecDeque;
@@ -169,7 +171,9 @@ impl Agent {
 
     /// An external address that a router has been asked for, on behalf of the first socket.
     pub fn add_mapped(&mut self, now: Instant, external: SocketAddr) {
-        if let Some(base) = self.local_address(SocketId::MAPPED) {
+        if let Some(base) = self.local_address(SocketId::MAPPED)
+            && !self.mapped.contains(&external)
+        {
             self.mapped.push(external);
             self.add_reflexive(external, base);
             self.settle(now);
@@ -193,6 +197,9 @@ impl Agent {
         self.gather.forget(id);
         self.ice.remove(address);
         self.paths.retain(|path| path.socket != id);
+        if id == SocketId::MAPPED {
+            self.mapped.clear();
+        }
         self.settle(now);
     }
 

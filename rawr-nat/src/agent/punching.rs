@@ -105,6 +105,11 @@ impl Agent {
         }
     }
 
+    /// What own NATs do to UDP over IPv4, as far as it is known.
+    pub const fn behaviour(&self) -> Option<Behaviour> {
+        self.punch.ours
+    }
+
     /// Takes sockets, after [`AgentOutput::Open`].
     pub fn handle_opened(&mut self, now: Instant, sockets: Vec<SocketId>) {
         self.punch.opened.extend(&sockets);

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use rawr_nat::agent::{
     AgentEvent, AgentPath, AgentPathKind, Connection, ConnectionConfig, ConnectionIncoming,
     Signalling,
 };
-use rawr_nat::{Host, Interface, PathKind, PeerSocketConfig, Traffic};
+use rawr_nat::{Host, Interface, Mapping, PathKind, PeerSocketConfig, Traffic};
 use rawr_proto::{Mac, Role, SessionSecret};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -26,6 +28,22 @@ impl Host for Loopback {
     fn interfaces(&self, _: Option<SocketAddr>) -> io::Result<Vec<Interface>> {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         Ok(vec![Interface { address, prefix_len: self.0, mac: None }])
+    }
+
+    fn neighbour(&self, _: IpAddr) -> Option<Mac> {
+        None
+    }
+}
+
+/// A host that has an address only once it is online.
+struct Late(Arc<AtomicBool>);
+
+impl Host for Late {
+    fn interfaces(&self, server: Option<SocketAddr>) -> io::Result<Vec<Interface>> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Loopback(32).interfaces(server),
+            false => Ok(Vec::new()),
+        }
     }
 
     fn neighbour(&self, _: IpAddr) -> Option<Mac> {
@@ -51,6 +69,15 @@ fn root() -> SocketAddr {
 }
 
 fn bind(role: Role, root: Option<SocketAddr>, signalling: Signalling, prefix: u8) -> Connection {
+    bind_on(Box::new(Loopback(prefix)), role, root, signalling)
+}
+
+fn bind_on(
+    host: Box<dyn Host>,
+    role: Role,
+    root: Option<SocketAddr>,
+    signalling: Signalling,
+) -> Connection {
     let rawr = PeerSocketConfig {
         secret: SessionSecret::from_bytes([6; 32]),
         role,
@@ -69,7 +96,7 @@ fn bind(role: Role, root: Option<SocketAddr>, signalling: Signalling, prefix: u8
         behaviour: None,
         probe_budget: 0,
     };
-    Connection::bind(config, Box::new(Loopback(prefix))).unwrap()
+    Connection::bind(config, host).unwrap()
 }
 
 /// The application's own channel between the two.
@@ -174,4 +201,28 @@ fn over_rawr_between_neighbours() {
 fn by_ice_alone_with_signals_of_the_application() {
     let path = there_and_back(false, Signalling::Application, 32);
     assert_eq!(path.kind, AgentPathKind::Host);
+}
+
+#[test]
+fn it_finds_out_what_its_nats_do_once_there_is_a_network() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let root = root();
+        let is_online = Arc::new(AtomicBool::new(false));
+        let host = Box::new(Late(Arc::clone(&is_online)));
+        let mut connection = bind_on(host, Role::A, Some(root), Signalling::InBand);
+        connection.classify(vec!["[::1]:9".parse().unwrap(), root]);
+        is_online.store(true, Ordering::Relaxed);
+        connection.refresh().unwrap();
+        let mut buffer = vec![0; 65_535];
+        let found = async {
+            while connection.behaviour().is_none() {
+                let turn = Duration::from_millis(50);
+                let _no_news = tokio::time::timeout(turn, connection.next(&mut buffer)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, found).await.unwrap();
+        let behaviour = connection.behaviour().unwrap();
+        assert_eq!((behaviour.mapping, behaviour.external), (Mapping::None, root.ip()));
+    });
 }
