@@ -1,27 +1,35 @@
 //! `rawr peer`: joins a session and carries any UDP application's datagrams to the other peer.
 
+mod line;
+mod report;
+
 use std::fs;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use rawr_nat::agent::{Connection, ConnectionConfig, Signalling};
+use rawr_nat::punch::Tuning;
 use rawr_nat::{
-    Credentials, Incoming, LinuxHost, PathInfo, PeerEvent, PeerSocket, PeerSocketConfig,
-    ServerConfig, bind_udp, default_gateway,
+    Credentials, LinuxHost, PeerSocket, PeerSocketConfig, ServerConfig, bind_udp, default_gateway,
 };
 use rawr_proto::{Role, SessionSecret};
-use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::line::{Line, News};
+use self::report::Report;
 use crate::config::ServerAddress;
 use crate::io::clock;
 
 /// Where the secret and the password may stand, out of sight of the host's other users.
 const SESSION_VARIABLE: &str = "RAWR_SESSION";
 const PASSWORD_VARIABLE: &str = "RAWR_PASSWORD";
+
+/// Makes the secret of a session whose peers look for paths without any server.
+const DIRECT: &[u8] = b"direct";
 
 const MAX_DATAGRAM: usize = 65_535;
 /// Datagrams that are taken from one side before the other gets its turn.
@@ -68,6 +76,17 @@ pub struct PeerArgs {
     /// Port of the socket towards the other peer [default: any]
     #[arg(long, value_name = "PORT", default_value_t = 0, hide_default_value = true)]
     data_port: u16,
+    /// Look for paths without any server, too, and take the best. The other peer has to do the same: two that
+    /// do not agree on it never meet
+    #[arg(long)]
+    direct: bool,
+    /// STUN server that is asked what the NATs before this host do; may be repeated. One with two addresses
+    /// (RFC 5780) tells most, of others two are needed [default: the root]
+    #[arg(long = "stun", value_name = "HOST[:PORT]", requires = "direct")]
+    stun_servers: Vec<ServerAddress>,
+    /// Most probes that are sent each time that NATs are punched; 0: none are
+    #[arg(long, value_name = "COUNT", requires = "direct", default_value_t = 2048)]
+    probes: u32,
     /// Let the MAC address travel in clear instead of blinded
     #[arg(long)]
     raw_mac: bool,
@@ -95,16 +114,15 @@ async fn carry(args: PeerArgs) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut app = App::bind(args.listen, args.forward)?;
-    let report = Report { as_json: args.status_json };
+    let report = Report::new(args.status_json);
     report.listening(app.socket.local_addr()?)?;
-    let mut peer = PeerSocket::bind(args.config()?, Box::new(LinuxHost))
-        .context("cannot open the sockets towards servers and the other peer")?;
+    let mut peer = args.line()?;
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         tokio::select! {
             incoming = peer.next(&mut buffer) => match incoming? {
-                Incoming::Data(length) => app.deliver(&mut peer, &mut buffer, length)?,
-                Incoming::Event(event) => report.event(&event)?,
+                News::Data(length) => app.deliver(&mut peer, &mut buffer, length)?,
+                News::Event(event) => report.event(&event)?,
             },
             ready = app.socket.readable() => {
                 ready?;
@@ -115,10 +133,48 @@ async fn carry(args: PeerArgs) -> anyhow::Result<()> {
         }
     }
     peer.close().await?;
-    report.closed(&peer, &app)
+    report.closed(peer.traffic(), app.dropped)
 }
 
 impl PeerArgs {
+    /// Opens the sockets and starts to look for the other peer.
+    fn line(self) -> anyhow::Result<Line> {
+        let cannot_open = "cannot open the sockets towards servers and the other peer";
+        if !self.direct {
+            let peer = PeerSocket::bind(self.config()?, Box::new(LinuxHost));
+            return Ok(Line::Rawr(Box::new(peer.context(cannot_open)?)));
+        }
+        let stun_servers = self.stun_servers()?;
+        let punching = (self.probes > 0).then(Tuning::default);
+        let probe_budget = self.probes;
+        let mut rawr = self.config()?;
+        // Data is framed. Peers that do not do that would take it for something else.
+        rawr.secret = SessionSecret::from_bytes(rawr.secret.derive(DIRECT));
+        let config = ConnectionConfig {
+            rawr,
+            stun_servers: stun_servers.clone(),
+            signalling: Signalling::InBand,
+            nat64: None,
+            punching,
+            behaviour: None,
+            probe_budget,
+        };
+        let connection = Connection::bind(config, Box::new(LinuxHost));
+        let mut connection = connection.context(cannot_open)?;
+        if punching.is_some() {
+            connection.classify(stun_servers);
+        }
+        Ok(Line::Direct(Box::new(connection)))
+    }
+
+    /// All addresses of all of them. A gateway is none: it is on this side of the NATs.
+    fn stun_servers(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let named = self.stun_servers.iter();
+        let root = self.root.iter().filter(|_| self.stun_servers.is_empty());
+        let found = named.chain(root).map(resolve_all).collect::<Result<Vec<_>, _>>()?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
     fn config(self) -> anyhow::Result<PeerSocketConfig> {
         let secret = self.secret()?;
         let role = self.role.context("--role is missing")?;
@@ -198,12 +254,7 @@ impl App {
 
     /// Hands over what came from the other peer: the first `length` bytes of `buffer`, and what
     /// else is there already.
-    fn deliver(
-        &mut self,
-        peer: &mut PeerSocket,
-        buffer: &mut [u8],
-        mut length: usize,
-    ) -> io::Result<()> {
+    fn deliver(&mut self, peer: &mut Line, buffer: &mut [u8], mut length: usize) -> io::Result<()> {
         for _ in 0..BATCH {
             self.hand_over(&buffer[..length]);
             match peer.try_recv(buffer)? {
@@ -222,7 +273,7 @@ impl App {
     }
 
     /// Sends what the application has for the other peer.
-    fn collect(&mut self, peer: &mut PeerSocket) -> io::Result<()> {
+    fn collect(&mut self, peer: &mut Line) -> io::Result<()> {
         for _ in 0..BATCH {
             match self.socket.try_recv_from(&mut self.buffer) {
                 Ok((length, from)) => {
@@ -239,74 +290,6 @@ impl App {
     }
 }
 
-/// Tells what happens: to a program on standard output, or to a person on standard error.
-struct Report {
-    as_json: bool,
-}
-
-impl Report {
-    fn listening(&self, address: SocketAddr) -> anyhow::Result<()> {
-        log::info!("applications send to {address}");
-        self.line(&json!({ "event": "listening", "address": address }))
-    }
-
-    fn event(&self, event: &PeerEvent) -> anyhow::Result<()> {
-        let line = match event {
-            PeerEvent::Ready { path, connect } => {
-                let connect_ms = connect.as_secs_f64() * 1000.0;
-                log::info!("ready after {connect_ms:.1} ms: {}", shown(path));
-                json!({ "event": "ready", "connect_ms": connect_ms, "path": as_json(path) })
-            }
-            PeerEvent::PathChanged { from, to } => {
-                log::info!("path changed: {}", shown(to));
-                let from = from.as_ref().map(as_json);
-                json!({ "event": "path-changed", "path": as_json(to), "from": from })
-            }
-            PeerEvent::PathLost(from) => {
-                log::warn!("path lost: {}", shown(from));
-                json!({ "event": "path-lost", "from": as_json(from) })
-            }
-            PeerEvent::Refused { server, error } => {
-                log::warn!("{server} refused: {error}");
-                json!({ "event": "refused", "server": server, "code": error.code(), "reason": error.reason() })
-            }
-            PeerEvent::Closed => return Ok(()),
-        };
-        self.line(&line)
-    }
-
-    fn closed(&self, peer: &PeerSocket, app: &App) -> anyhow::Result<()> {
-        let traffic = peer.traffic();
-        let dropped = traffic.dropped + app.dropped;
-        log::info!("{} sent, {} received, {dropped} dropped", traffic.sent, traffic.received);
-        self.line(&json!({
-            "event": "closed",
-            "sent": traffic.sent,
-            "received": traffic.received,
-            "dropped": dropped,
-        }))
-    }
-
-    fn line(&self, line: &Value) -> anyhow::Result<()> {
-        if self.as_json {
-            writeln!(io::stdout(), "{line}").context("cannot write to standard output")?;
-        }
-        Ok(())
-    }
-}
-
-fn as_json(path: &PathInfo) -> Value {
-    json!({
-        "kind": path.kind.as_str(),
-        "server": path.remote,
-        "rtt_us": u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX),
-    })
-}
-
-fn shown(path: &PathInfo) -> String {
-    format!("{} by {}, round trip {:?}", path.kind.as_str(), path.remote, path.rtt)
-}
-
 fn new_secret() -> anyhow::Result<SessionSecret> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).context("the kernel gives no random numbers")?;
@@ -314,9 +297,13 @@ fn new_secret() -> anyhow::Result<SessionSecret> {
 }
 
 fn resolve(server: &ServerAddress) -> anyhow::Result<SocketAddr> {
+    let found = resolve_all(server)?.into_iter().next();
+    found.with_context(|| format!("{} has no address", server.host))
+}
+
+fn resolve_all(server: &ServerAddress) -> anyhow::Result<Vec<SocketAddr>> {
     let found = (server.host.as_str(), server.port).to_socket_addrs();
-    let mut found = found.with_context(|| format!("cannot resolve {}", server.host))?;
-    found.next().with_context(|| format!("{} has no address", server.host))
+    Ok(found.with_context(|| format!("cannot resolve {}", server.host))?.collect())
 }
 
 fn role(text: &str) -> Result<Role, &'static str> {
