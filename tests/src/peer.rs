@@ -28,24 +28,32 @@ pub struct Join {
     pub root: IpAddr,
     /// Gateways in the order in which they are tried; none: straight to the root.
     pub gateways: Vec<IpAddr>,
+    /// Whether it looks for paths without any server, too.
+    pub direct: bool,
 }
 
 impl Join {
     /// A peer that knows only the root.
     pub fn root(host: &str, root: IpAddr) -> Self {
-        Self { host: host.to_owned(), root, gateways: Vec::new() }
+        Self { host: host.to_owned(), root, gateways: Vec::new(), direct: false }
     }
 
     /// A peer behind a gateway.
     pub fn gateway(host: &str, root: IpAddr, gateway: IpAddr) -> Self {
         Self { gateways: vec![gateway], ..Self::root(host, root) }
     }
+
+    /// The same, looking for paths without any server, too.
+    pub fn direct(self) -> Self {
+        Self { direct: true, ..self }
+    }
 }
 
 /// What carries a session's data, as a peer sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Via {
-    /// `direct`, `gateway`, `offered` or `root`.
+    /// `direct`, `gateway`, `offered` or `root`; `host`, `reflexive` or `punched` for peers that look for
+    /// paths without any server.
     pub kind: String,
     /// Address that data is sent to.
     pub server: Option<SocketAddr>,
@@ -84,6 +92,9 @@ impl Peer {
         }
         if join.gateways.is_empty() {
             command.arg("--no-gateway");
+        }
+        if join.direct {
+            command.arg("--direct");
         }
         let mut process = Process::spawn(&name, &mut command, &logs.join(format!("{name}.log")))?;
         let events = Arc::default();

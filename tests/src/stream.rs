@@ -112,6 +112,11 @@ impl Reports {
         self.0.iter().map(|end| end.duplicated).sum()
     }
 
+    /// Arrived after one that was sent later.
+    pub fn reordered(&self) -> u64 {
+        self.0.iter().map(|end| end.reordered).sum()
+    }
+
     /// The longest silence that either end has known.
     pub fn longest_gap(&self) -> Duration {
         Duration::from_millis(self.0.iter().map(|end| end.longest_gap_ms).max().unwrap_or(0))

@@ -20,6 +20,13 @@ pub const DETOUR: Subnet = Subnet::new([198, 51, 100], [0x2001, 0xdb8, 0, 2]);
 pub const LAN_A: Subnet = Subnet::new([10, 0, 1], [0xfd00, 0, 0, 1]);
 pub const LAN_B: Subnet = Subnet::new([10, 0, 2], [0xfd00, 0, 0, 2]);
 
+/// Lines of a root's configuration that has it tell what NATs do, with its second address.
+const DISCOVERY: &str = "\
+[[turn.discovery]]
+primary = \"203.0.113.1:3478\"
+alternate = \"203.0.113.2:3479\"
+";
+
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// A network, ready for sessions between its hosts `a` and `b`.
@@ -50,24 +57,44 @@ pub fn two_homes(scene: &mut Scene) -> Result<Site> {
 
 /// The same, the root run in this way.
 pub fn two_homes_at(scene: &mut Scene, serve: Serve) -> Result<Site> {
-    let lab = &mut scene.lab;
-    lab.switch("internet")?;
-    lab.hosts(&["root", "router-a", "router-b", "a", "b"])?;
-    lab.plug(&INTERNET, "internet", ("root", "wan", 1))?;
-    for (router, number, subnet, peer) in
-        [("router-a", 11, LAN_A, "a"), ("router-b", 12, LAN_B, "b")]
-    {
-        lab.plug(&INTERNET, "internet", (router, "wan", number))?;
-        lab.wire(&subnet, (router, "lan", 1), (peer, "eth0", 2))?;
-        lab.default_route(peer, &subnet, 1)?;
-        Nat::Symmetric.apply(&*lab.at(router)?, "wan")?;
-    }
+    homes(scene, [Nat::Symmetric; 2])?;
     let root = scene.serve("root", serve)?;
     Ok(Site {
         relays: vec![Rc::clone(&root)],
         root,
         joins: |family| ["a", "b"].map(|host| Join::root(host, INTERNET.address(family, 1))),
     })
+}
+
+/// The same network with these NATs at the routers, a root that tells what they do (RFC 5780), and peers that
+/// look for paths without any server.
+pub fn two_homes_behind(scene: &mut Scene, nats: [Nat; 2]) -> Result<Site> {
+    homes(scene, nats)?;
+    let second = INTERNET.address(Family::Ipv4, 2);
+    scene.lab.at("root")?.sh(&format!("ip addr add {second}/24 dev wan"))?;
+    let root = scene.serve("root", Serve::root(&["wan"]).configured(DISCOVERY))?;
+    Ok(Site {
+        relays: vec![Rc::clone(&root)],
+        root,
+        joins: |family| {
+            ["a", "b"].map(|host| Join::root(host, INTERNET.address(family, 1)).direct())
+        },
+    })
+}
+
+fn homes(scene: &mut Scene, nats: [Nat; 2]) -> Result<()> {
+    let lab = &mut scene.lab;
+    lab.switch("internet")?;
+    lab.hosts(&["root", "router-a", "router-b", "a", "b"])?;
+    lab.plug(&INTERNET, "internet", ("root", "wan", 1))?;
+    let homes = [("router-a", 11, LAN_A, "a"), ("router-b", 12, LAN_B, "b")];
+    for ((router, number, subnet, peer), nat) in homes.into_iter().zip(nats) {
+        lab.plug(&INTERNET, "internet", (router, "wan", number))?;
+        lab.wire(&subnet, (router, "lan", 1), (peer, "eth0", 2))?;
+        lab.default_route(peer, &subnet, 1)?;
+        nat.apply(&*lab.at(router)?, "wan")?;
+    }
+    Ok(())
 }
 
 /// Both peers on one subnet of a RAWR router:
