@@ -340,7 +340,7 @@ fn open_socket(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// As large as we may: root is not bound to the host's limit.
-fn enlarge_buffers(socket: &Socket) {
+pub(crate) fn enlarge_buffers(socket: &Socket) {
     if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
         let _limited = socket.set_recv_buffer_size(SOCKET_BUFFER);
     }

@@ -262,6 +262,12 @@ impl Connection {
             let now = now();
             let datagram = &self.buffer[..length];
             let data = self.agent.handle_datagram(now, socket, from, datagram);
+            if let AgentSocket::Own(id) = socket
+                && self.own.is_small(id)
+                && self.agent.has_path(id)
+            {
+                self.own.enlarge(id);
+            }
             self.burst += 1;
             if self.burst >= DATA_BATCH {
                 self.burst = 0;

@@ -164,6 +164,11 @@ impl Agent {
         self.selection.current.and_then(|choice| self.describe(choice))
     }
 
+    /// Whether one of the paths that data takes, or may take, leads through this socket.
+    pub fn has_path(&self, socket: SocketId) -> bool {
+        self.paths.iter().any(|path| path.socket == socket)
+    }
+
     /// Whether everything has been released, after [`Agent::close`].
     pub fn is_closed(&self) -> bool {
         self.is_closing && self.rawr.is_closed()

@@ -9,7 +9,7 @@ use socket2::SockRef;
 use tokio::net::UdpSocket;
 
 use super::LocalSocket;
-use crate::driver::{bind_udp, try_recv};
+use crate::driver::{bind_udp, enlarge_buffers, try_recv};
 use crate::socket_id::SocketId;
 
 /// Own addresses that get a socket.
@@ -30,6 +30,8 @@ struct Own {
     socket: UdpSocket,
     /// For as long as the host has the address.
     is_lasting: bool,
+    /// Its buffers are those of a socket that only probes come to.
+    is_small: bool,
 }
 
 /// What [`OwnSockets::refresh`] has done.
@@ -88,6 +90,7 @@ impl OwnSockets {
             match self.add(address, false) {
                 Ok(own) => {
                     let _limited = SockRef::from(&own.socket).set_recv_buffer_size(PROBE_BUFFER);
+                    own.is_small = true;
                     opened.push(own.id);
                 }
                 Err(error) => {
@@ -145,7 +148,20 @@ impl OwnSockets {
         Ok(None)
     }
 
-    fn add(&mut self, address: IpAddr, is_lasting: bool) -> io::Result<&Own> {
+    /// Whether only probes are expected to come to it.
+    pub(super) fn is_small(&self, id: SocketId) -> bool {
+        self.sockets.iter().any(|own| own.id == id && own.is_small)
+    }
+
+    /// Data comes to it from now on.
+    pub(super) fn enlarge(&mut self, id: SocketId) {
+        if let Some(own) = self.sockets.iter_mut().find(|own| own.id == id) {
+            own.is_small = false;
+            enlarge_buffers(&SockRef::from(&own.socket));
+        }
+    }
+
+    fn add(&mut self, address: IpAddr, is_lasting: bool) -> io::Result<&mut Own> {
         let socket = bind_udp(SocketAddr::new(address, 0))?;
         let address = socket.local_addr()?;
         let id = match self.mapped() {
@@ -155,8 +171,9 @@ impl OwnSockets {
                 SocketId(self.next_id - 1)
             }
         };
-        self.sockets.push(Own { id, address, socket, is_lasting });
-        Ok(&self.sockets[self.sockets.len() - 1])
+        self.sockets.push(Own { id, address, socket, is_lasting, is_small: false });
+        let last = self.sockets.len() - 1;
+        Ok(&mut self.sockets[last])
     }
 }
 
@@ -216,6 +233,25 @@ mod tests {
             }
             opened.into_iter().for_each(|id| own.close(id));
             assert_eq!(own.sockets.len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_socket_that_data_comes_to_has_room_for_it() {
+        run(async {
+            let mut own = OwnSockets::new();
+            own.refresh([ADDRESS].into_iter());
+            let opened = own.open_more(2);
+            let mapped = own.named().next().unwrap();
+            let room = |own: &OwnSockets, id| {
+                let socket = own.sockets.iter().find(|own| own.id == id).unwrap();
+                SockRef::from(&socket.socket).recv_buffer_size().unwrap()
+            };
+            assert!(!own.is_small(mapped.id) && own.is_small(opened[0]));
+            own.enlarge(opened[0]);
+            assert!(!own.is_small(opened[0]) && own.is_small(opened[1]));
+            assert_eq!(room(&own, opened[0]), room(&own, mapped.id));
+            assert!(room(&own, opened[1]) < room(&own, opened[0]));
         });
     }
 
