@@ -1,5 +1,4 @@
 //! Hole punching over a simulated network of NATs, in virtual time.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod adverse;
 mod bars;
