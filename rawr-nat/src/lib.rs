@@ -33,6 +33,7 @@ mod path;
 mod peer;
 pub mod punch;
 mod request;
+pub mod secure;
 mod socket_id;
 
 pub use attachment::{

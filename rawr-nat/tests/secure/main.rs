@@ -1,0 +1,7 @@
+//! Sessions and streams between two sides, over a link that loses, doubles and reorders, in virtual
+//! time.
+
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+mod link;
+mod session;
