@@ -11,6 +11,8 @@
 //! peers that have no secret in common yet.
 //! [`classify`] finds out what the NATs before a host do, in the terms of RFC 4787.
 //!
+//! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it.
+//!
 //! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
 //! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
 //! `handle_timeout` once `poll_timeout` has come.

@@ -48,6 +48,7 @@ const CLOCK_READERS: &[&str] = &[
     "rawr-nat/src/bridge/driver",
     "rawr-nat/src/driver",
     "rawr-nat/src/punch/tcp",
+    "rawr-nat/src/secure/connection",
     "rawr-nat/src/tokio",
     "rawr-userspace/src/cli/",
     "rawr-userspace/src/dataplane/slow_path/",

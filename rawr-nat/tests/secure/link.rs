@@ -18,6 +18,8 @@ pub(crate) struct Quality {
     pub(crate) delay: Duration,
     /// Up to this much is added, independently for each datagram.
     pub(crate) jitter: Duration,
+    /// Bytes per second in each direction, with room for 100 ms in its queue.
+    pub(crate) rate: Option<u32>,
 }
 
 impl Quality {
@@ -27,6 +29,7 @@ impl Quality {
         corrupted: 0,
         delay: Duration::from_millis(10),
         jitter: Duration::ZERO,
+        rate: None,
     };
 }
 
@@ -37,12 +40,17 @@ pub(crate) struct Link {
     pub(crate) is_cut: bool,
     flying: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
     sent: u64,
+    /// Until when each direction is busy with what was sent before.
+    busy: [Option<Instant>; 2],
 }
+
+/// What a link's queue holds.
+const QUEUE: Duration = Duration::from_millis(100);
 
 impl Link {
     pub(crate) fn new(quality: Quality, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
-        Self { quality, rng, is_cut: false, flying: BTreeMap::new(), sent: 0 }
+        Self { quality, rng, is_cut: false, flying: BTreeMap::new(), sent: 0, busy: [None; 2] }
     }
 
     fn happens(&mut self, percent: u32) -> bool {
@@ -69,8 +77,18 @@ impl Link {
 
     fn fly(&mut self, now: Instant, to: usize, bytes: Vec<u8>) {
         let jitter = self.quality.jitter.mul_f64(self.rng.random::<f64>());
+        let mut leaves = now;
+        if let Some(rate) = self.quality.rate {
+            leaves = self.busy[to].map_or(now, |busy| busy.max(now));
+            if leaves - now > QUEUE {
+                return;
+            }
+            // IPv4 and UDP headers take their share.
+            leaves += Duration::from_secs(1) * (bytes.len() as u32 + 28) / rate;
+            self.busy[to] = Some(leaves);
+        }
         self.sent += 1;
-        self.flying.insert((now + self.quality.delay + jitter, self.sent), (to, bytes));
+        self.flying.insert((leaves + self.quality.delay + jitter, self.sent), (to, bytes));
     }
 
     pub(crate) fn next_at(&self) -> Option<Instant> {

@@ -3,5 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+#[cfg(feature = "tokio")]
+mod connection;
 mod link;
 mod session;
+mod streams;

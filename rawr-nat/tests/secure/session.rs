@@ -34,6 +34,22 @@ fn both_know_each_other_after_one_round_trip() {
 }
 
 #[test]
+fn both_may_begin_at_once() {
+    let mut pair = Pair::calling(Quality::PERFECT, 1, true);
+    pair.run(20 * SECOND);
+    for (i, other) in [(0, 2), (1, 1)] {
+        let peer = identity(other).public();
+        assert_eq!(pair.events[i], [SessionEvent::Established { peer }], "one handshake is enough");
+    }
+    let simultaneous = pair.dropped.iter().flatten().filter(|it| **it == Dropped::Simultaneous);
+    assert_eq!(simultaneous.count(), 1, "of two initiations one goes on");
+    pair.send(0, b"there");
+    pair.send(1, b"back");
+    pair.run(SECOND);
+    assert_eq!(pair.received, [[b"back".to_vec()], [b"there".to_vec()]]);
+}
+
+#[test]
 fn anybody_may_come_where_nobody_is_expected() {
     let now = start();
     let caller = Session::initiate(config(1), identity(2).public(), [1; 32], now).unwrap();
@@ -319,6 +335,7 @@ fn qualities() -> impl Strategy<Value = Quality> {
             corrupted,
             delay: Duration::from_millis(delay),
             jitter: Duration::from_millis(jitter),
+            rate: None,
         },
     )
 }
