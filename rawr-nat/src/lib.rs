@@ -9,6 +9,9 @@
 //!
 //! [`Bridge`] holds a name at a server, finds the holders of others, and introduces itself to them, for
 //! peers that have no secret in common yet.
+//!
+//! `rendezvous` (with `tokio`) maps a socket and punches it: four calls, and one message to the other side.
+//!
 //! [`classify`] finds out what the NATs before a host do, in the terms of RFC 4787.
 //!
 //! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it.
@@ -34,6 +37,8 @@ mod nat;
 mod path;
 mod peer;
 pub mod punch;
+#[cfg(feature = "tokio")]
+pub mod rendezvous;
 mod request;
 pub mod secure;
 mod socket_id;

@@ -31,8 +31,24 @@ mod tcp;
 mod udp;
 mod volley;
 
+#[cfg(feature = "tokio")]
+pub(crate) use aim::Target;
 pub use config::{PunchConfig, PunchOutput, Reason, Tuning};
+#[cfg(feature = "tokio")]
+pub(crate) use coordinator::Coordinator;
+#[cfg(feature = "tokio")]
+pub(crate) use message::{Message, Stage};
+#[cfg(feature = "tokio")]
+pub(crate) use paths::{PathOutput, Paths};
 pub use plan::{Hopeless, Order, Part, Plan, plan};
+#[cfg(feature = "tokio")]
+pub(crate) use probe::ProbeKeys;
+#[cfg(feature = "tokio")]
+pub(crate) use tactics::{Aim, Sockets, Tactics};
+#[cfg(feature = "tokio")]
+pub(crate) use tcp::external as tcp_external;
 #[cfg(feature = "tokio")]
 pub use tcp::{TcpPunchConfig, tcp_punch};
 pub use udp::UdpPunch;
+#[cfg(feature = "tokio")]
+pub(crate) use volley::Shot;

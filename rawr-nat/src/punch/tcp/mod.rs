@@ -12,6 +12,8 @@ mod handshake;
 mod sample;
 mod sockets;
 
+pub(crate) use sample::external;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -250,7 +252,7 @@ impl TcpPunch {
             (Sockets::Sampled(_), Some(server), Some(first)) => {
                 let local = self.ports[first];
                 self.samples = JoinSet::new();
-                self.samples.spawn(sample::external(local, server));
+                self.samples.spawn(external(local, server));
             }
             _ => self.coordinator.prepared(now(), None),
         }

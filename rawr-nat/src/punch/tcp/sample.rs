@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_ANSWER: usize = 1500;
 
 /// Connects from this local address and asks. The stream ends with that; the mapping does not.
-pub(super) async fn external(local: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
+pub(crate) async fn external(local: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
     match tokio::time::timeout(PATIENCE, ask(local, server)).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(
