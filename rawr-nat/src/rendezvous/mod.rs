@@ -145,6 +145,8 @@ mod echo;
 mod error;
 mod info;
 mod meeting;
+#[cfg(test)]
+mod meeting_tests;
 mod server;
 mod simple;
 mod socket;
