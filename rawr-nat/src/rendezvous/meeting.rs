@@ -3,8 +3,8 @@
 //!
 //! Both send to all endpoints of the other side's, again and again until the time is over, so they need
 //! not begin at the same moment. Where one endpoint does not do, the strategy of
-//! [`plan`](crate::punch::plan) comes on top, without its rounds: who is hard to find opens all its
-//! sockets once and keeps them, who searches goes on where it stopped.
+//! [`plan`](crate::punch::plan) comes on top, without agreement on its rounds: who is hard to find opens all
+//! its sockets once and keeps them, who searches goes on where it stopped.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::address::MappedSocketAddr;
-use crate::nat::Behaviour;
+use crate::nat::{Behaviour, Ports};
 use crate::punch::{
     Aim, Coordinator, Hopeless, Order, PathOutput, Paths, Plan, ProbeKeys, Shot, Sockets, Tactics,
     Target, plan,
@@ -32,6 +32,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis
 const AFTER_THEM: Duration = Duration::from_millis(700);
 /// Pause between two rounds of a search.
 const ROUND: Duration = Duration::from_secs(3);
+/// Pause before the same probes are sent again.
+const PASS: Duration = Duration::from_secs(1);
 /// Probes of a search in a burst, and the pause after it: a thousand in a second.
 const BURST: usize = 10;
 const BURST_PAUSE: Duration = Duration::from_millis(10);
@@ -81,12 +83,27 @@ pub(super) struct Meeting {
 struct Search {
     tactics: Tactics,
     target: Target,
+    sweep: Option<Sweep>,
     /// Never told anything: the rounds of a search are not agreed on here.
     coordinator: Coordinator,
     sockets: Vec<SocketId>,
     waiting: VecDeque<Shot>,
     next_at: Instant,
     round_at: Instant,
+}
+
+/// Both sides' ports come in sequence. Both send as many probes in a round, each round from a socket of its own, so
+/// both know without a word which ports the other side's next round has. It does not matter who is earlier: what
+/// a probe has opened stays open for the one that fits to it.
+#[derive(Debug)]
+struct Sweep {
+    theirs: Behaviour,
+    /// Probes of a round.
+    window: u16,
+    rounds: u16,
+    /// How often probes have been laid out: twice in each round.
+    passes: u16,
+    shots: Vec<Shot>,
 }
 
 impl Meeting {
@@ -98,8 +115,8 @@ impl Meeting {
         };
         let search = plan.and_then(|(plan, ours, theirs)| {
             let is_more = !matches!(plan, Plan::Straight { .. });
-            let tactics = Tactics::of(plan, &ours, &theirs, config.is_initiator);
-            tactics.filter(|_| is_more).map(|tactics| Search::new(tactics, theirs, &config, now))
+            let tactics = Tactics::of(plan, &ours, &theirs, config.is_initiator)?;
+            is_more.then(|| Search::new(plan, tactics, theirs, &config, now))
         });
         Self {
             endpoints: config.their_endpoints,
@@ -117,9 +134,10 @@ impl Meeting {
 
     /// How many sockets are to be opened beside [`SocketId::MAPPED`].
     pub(super) fn sockets_wanted(&self) -> u16 {
-        self.search.as_ref().map_or(0, |search| match search.tactics.sockets {
-            Sockets::Mapped | Sockets::MappedThenFresh => 0,
-            Sockets::Fresh(count) | Sockets::Sampled(count) => count,
+        self.search.as_ref().map_or(0, |search| match (&search.sweep, search.tactics.sockets) {
+            (Some(sweep), _) => sweep.rounds,
+            (None, Sockets::Mapped | Sockets::MappedThenFresh) => 0,
+            (None, Sockets::Fresh(count) | Sockets::Sampled(count)) => count,
         })
     }
 
@@ -219,7 +237,13 @@ impl Meeting {
 }
 
 impl Search {
-    fn new(tactics: Tactics, theirs: Behaviour, config: &MeetingConfig, now: Instant) -> Self {
+    fn new(
+        plan: Plan,
+        tactics: Tactics,
+        theirs: Behaviour,
+        config: &MeetingConfig,
+        now: Instant,
+    ) -> Self {
         // Each endpoint is a mapping of its own, so those inside their network are left out.
         let external = config.their_endpoints.iter().map(|endpoint| endpoint.addr);
         let external = external.filter(|addr| addr.ip() == theirs.external).collect();
@@ -227,8 +251,15 @@ impl Search {
             Order::TheirsFirst => now + AFTER_THEM,
             Order::OursFirst | Order::Together => now,
         };
+        let sweep = match plan {
+            Plan::Sweep { window, rounds } => {
+                Some(Sweep { theirs, window, rounds, passes: 0, shots: Vec::new() })
+            }
+            _ => None,
+        };
         Self {
             target: Target::new(&theirs, external),
+            sweep,
             coordinator: Coordinator::new(tactics.order, config.is_initiator, Vec::new(), now),
             tactics,
             sockets: vec![SocketId::MAPPED],
@@ -243,13 +274,18 @@ impl Search {
         if self.round_at > now {
             return;
         }
-        let Self { target, tactics, sockets, coordinator, .. } = self;
+        let Self { target, tactics, sockets, coordinator, sweep, .. } = self;
+        if let Some(sweep) = sweep {
+            self.waiting = sweep.next(tactics, sockets, coordinator, rng).into();
+            self.round_at = now + PASS;
+            return;
+        }
         self.waiting = target.shots(tactics, sockets, coordinator, rng).into();
         if matches!(tactics.aim, Aim::Range { .. }) {
             self.round_at = now + ROUND;
         } else {
             // The same ports again: they stand for lost datagrams, and for a side that was late.
-            self.round_at = now + ROUND / 3;
+            self.round_at = now + PASS;
         }
     }
 
@@ -269,5 +305,36 @@ impl Search {
             true => self.round_at,
             false => self.next_at.min(self.round_at),
         }
+    }
+}
+
+impl Sweep {
+    /// The next pass's probes; none once all rounds are over.
+    fn next(
+        &mut self,
+        tactics: &Tactics,
+        sockets: &[SocketId],
+        coordinator: &Coordinator,
+        rng: &mut StdRng,
+    ) -> Vec<Shot> {
+        let (round, is_again) = (self.passes / 2, self.passes % 2 == 1);
+        let Some(socket) = sockets.get(usize::from(round)) else { return Vec::new() };
+        self.passes += 1;
+        if !is_again {
+            let theirs = Behaviour { last_port: self.last_port(round), ..self.theirs };
+            let mut target = Target::new(&theirs, Vec::new());
+            self.shots = target.shots(tactics, &[*socket], coordinator, rng);
+        }
+        self.shots.clone()
+    }
+
+    /// The other side's last port before this round.
+    fn last_port(&self, round: u16) -> u16 {
+        let step = match self.theirs.ports {
+            Some(Ports::Sequential { step }) => step,
+            _ => 1,
+        };
+        let steps = step.wrapping_mul(self.window.wrapping_mul(round).cast_signed());
+        self.theirs.last_port.wrapping_add_signed(steps)
     }
 }
