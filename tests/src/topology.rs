@@ -20,8 +20,10 @@ pub const DETOUR: Subnet = Subnet::new([198, 51, 100], [0x2001, 0xdb8, 0, 2]);
 pub const LAN_A: Subnet = Subnet::new([10, 0, 1], [0xfd00, 0, 0, 1]);
 pub const LAN_B: Subnet = Subnet::new([10, 0, 2], [0xfd00, 0, 0, 2]);
 
-/// Lines of a root's configuration that has it tell what NATs do, with its second address.
+/// Lines of a root's configuration that has it tell what NATs do, with its second address, over TCP too.
 const DISCOVERY: &str = "\
+[turn]
+listen_tcp = [\"0.0.0.0:3478\", \"0.0.0.0:3479\"]
 [[turn.discovery]]
 primary = \"203.0.113.1:3478\"
 alternate = \"203.0.113.2:3479\"
