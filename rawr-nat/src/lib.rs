@@ -52,7 +52,7 @@ pub use bridge::{
     session_secret,
 };
 #[cfg(feature = "tokio")]
-pub use bridge::{BridgeSocket, BridgeSocketConfig};
+pub use bridge::{BridgeSocket, BridgeSocketConfig, StreamError, is_stream};
 #[cfg(feature = "tokio")]
 pub use driver::{Incoming, PeerSocket, PeerSocketConfig, Traffic, bind_udp};
 pub use exchange::{Exchange, ExchangeConfig, ExchangeOutput, PeerCard};

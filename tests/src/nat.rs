@@ -55,7 +55,7 @@ pub enum Nat {
     /// Address and port dependent mapping, each port of UDP one above the last one's; filtering as
     /// [`Nat::Home`].
     Sequential,
-    /// Address and port dependent mapping, UDP at random within 512 ports, as a carrier gives to one
+    /// Address and port dependent mapping, UDP and TCP at random within 512 ports, as a carrier gives to one
     /// subscriber; filtering as [`Nat::Home`].
     Block,
     /// No UDP, in neither family; everything else as [`Nat::Home`].
@@ -154,7 +154,8 @@ impl Nat {
                 ports(SEQUENCE)
             ),
             Self::Block => format!(
-                "{udp} snat ip to {address}:{BLOCK_LOW}-{BLOCK_HIGH} fully-random\n\
+                "{ipv4} meta l4proto {{ tcp, udp }} \
+                 snat ip to {address}:{BLOCK_LOW}-{BLOCK_HIGH} fully-random\n\
                  {ipv4} masquerade"
             ),
         }

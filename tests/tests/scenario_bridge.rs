@@ -9,19 +9,26 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rawr_nat::rendezvous::{HolePunchServerAddr, MappingContext};
 use rawr_nat::{
-    BridgeError, BridgeEvent, BridgeSocket, BridgeSocketConfig, Identity, session_secret,
+    BridgeError, BridgeEvent, BridgeSocket, BridgeSocketConfig, Identity, PublicKey, StreamError,
+    is_stream, session_secret,
 };
 use rawr_proto::BridgeName;
 use rawr_tests::lab::Family;
+use rawr_tests::nat::Nat;
+use rawr_tests::netns::Netns;
 use rawr_tests::process::binary;
 use rawr_tests::rawr::{Daemon, PORT, Serve};
 use rawr_tests::scene::{Scene, scenario};
 use rawr_tests::topology::{self, INTERNET};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// From the first request to the last byte of a connection.
+const PUNCH_LIMIT: Duration = Duration::from_secs(60);
 /// The routers' numbers on the Internet.
 const ROUTER_A: u8 = 11;
 const ROUTER_B: u8 = 12;
@@ -214,6 +221,98 @@ async fn meet(
             }
         }
     }
+}
+
+/// Two that know each other's names end with a TCP connection, and no relay in it.
+fn names_lead_to_a_connection(nats: [Nat; 2]) {
+    scenario("names_lead_to_a_connection", |scene| {
+        let site = topology::two_homes_behind(scene, nats)?;
+        let hosts = [scene.lab.at("a")?, scene.lab.at("b")?];
+        let [a, b] = hosts.each_ref().map(|host| &**host);
+        let [from_a, from_b] = std::thread::scope(|scope| {
+            let holder = scope.spawn(|| on(a, hold));
+            let caller = on(b, call);
+            let holder = holder.join().map_err(|_| anyhow!("the holder has panicked"))?;
+            anyhow::Ok([holder.context("the holder")?, caller.context("the caller")?])
+        })?;
+        ensure!(from_a.peer == identity(2).public() && from_b.peer == identity(1).public());
+        ensure!(from_a.remote.ip() == INTERNET.address(Family::Ipv4, ROUTER_B), "{from_a:?}");
+        ensure!(from_b.remote.ip() == INTERNET.address(Family::Ipv4, ROUTER_A), "{from_b:?}");
+        ensure!(&from_a.bytes == SAID[1] && &from_b.bytes == SAID[0]);
+        ensure!(site.root.is_running());
+        Ok(())
+    });
+}
+
+#[test]
+fn names_lead_to_a_connection_through_a_symmetric_nat() {
+    names_lead_to_a_connection([Nat::HomeMapped, Nat::SymmetricRandom]);
+}
+
+#[test]
+fn names_lead_to_a_connection_through_two_symmetric_nats_with_blocks_of_ports() {
+    names_lead_to_a_connection([Nat::Block, Nat::Block]);
+}
+
+/// What the holder says, and the caller.
+const SAID: [&[u8; 11]; 2] = [b"from holder", b"from caller"];
+
+/// How one side's connection turned out.
+#[derive(Debug)]
+struct Connected {
+    peer: PublicKey,
+    remote: SocketAddr,
+    bytes: [u8; 11],
+}
+
+async fn hold() -> Result<Connected> {
+    let (mut bridge, mapping) = at_the_server(identity(1)).await?;
+    bridge.register(&"alice".parse()?, None);
+    loop {
+        if let BridgeEvent::Introduction { id, from, message, .. } = bridge.next().await? {
+            ensure!(is_stream(&message), "{message:?}");
+            let stream = bridge.accept_stream(id, &message, &mapping).await?;
+            return talk(stream, from, SAID[0]).await;
+        }
+    }
+}
+
+async fn call() -> Result<Connected> {
+    let (mut bridge, mapping) = at_the_server(identity(2)).await?;
+    let name = "alice".parse()?;
+    loop {
+        match bridge.connect_stream(&name, &mapping).await {
+            Ok((stream, holder)) => return talk(stream, holder, SAID[1]).await,
+            // The holder is not as far.
+            Err(StreamError::NotFound { error: BridgeError::UnknownName, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn at_the_server(identity: Identity) -> Result<(BridgeSocket, MappingContext)> {
+    let server = INTERNET.socket(Family::Ipv4, 1, PORT);
+    let mapping = MappingContext::without_gateways();
+    mapping.add_servers([HolePunchServerAddr::Stun(server)]);
+    let config = BridgeSocketConfig { server, identity, credentials: None };
+    Ok((BridgeSocket::bind(config)?, mapping))
+}
+
+async fn talk(mut stream: tokio::net::TcpStream, peer: PublicKey, say: &[u8]) -> Result<Connected> {
+    stream.write_all(say).await?;
+    let mut bytes = [0; 11];
+    stream.read_exact(&mut bytes).await?;
+    Ok(Connected { peer, remote: stream.peer_addr()?, bytes })
+}
+
+/// Runs asynchronous work on a host.
+fn on<T: Send>(host: &Netns, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+    host.run(|| {
+        let limited =
+            async { tokio::time::timeout(PUNCH_LIMIT, work()).await.context("too slow")? };
+        runtime()?.block_on(limited)
+    })?
 }
 
 #[test]

@@ -83,7 +83,7 @@ const KINDS: [Expected; 14] = [
     Expected::new(Nat::Symmetric, BY_BOTH, BY_BOTH, "random").tcp(BY_BOTH).ipv6(BY_BOTH, BY_BOTH),
     Expected::new(Nat::SymmetricRandom, BY_BOTH, BY_BOTH, "random").tcp(BY_BOTH),
     Expected::new(Nat::Sequential, BY_BOTH, BY_BOTH, "sequential"),
-    Expected::new(Nat::Block, BY_BOTH, BY_BOTH, "block"),
+    Expected::new(Nat::Block, BY_BOTH, BY_BOTH, "block").tcp(BY_BOTH),
     Expected::new(Nat::UdpBlocked, "", "", "").without_udp(),
     Expected::new(Nat::Carrier { hairpin: false }, INDEPENDENT, INDEPENDENT, "preserved")
         .ipv6(NONE, INDEPENDENT),

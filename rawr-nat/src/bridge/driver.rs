@@ -171,7 +171,16 @@ impl BridgeSocket {
         tokio::time::timeout(FAREWELL, farewell).await.unwrap_or(Ok(()))
     }
 
-    async fn step(&mut self) -> io::Result<()> {
+    /// Takes the first event that is `wanted` and has not been told yet.
+    pub(super) fn take_event(
+        &mut self,
+        wanted: impl Fn(&BridgeEvent) -> bool,
+    ) -> Option<BridgeEvent> {
+        let at = self.events.iter().position(wanted)?;
+        self.events.remove(at)
+    }
+
+    pub(super) async fn step(&mut self) -> io::Result<()> {
         let wake = self.bridge.poll_timeout();
         let timer = async {
             match wake {

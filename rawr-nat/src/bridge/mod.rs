@@ -15,6 +15,9 @@
 //!   ─── Introduce(id, sealed) ──▶│─── Introduce(id, sealed) ────▶
 //! ```
 //!
+//! `BridgeSocket::connect_stream` and `accept_stream` go all the way: to a TCP connection between the two,
+//! straight through the NATs of both.
+//!
 //! [`Bridge`] is sans-IO, as all machines here. `BridgeSocket` drives one over UDP, or over
 //! a stream where UDP does not get through (feature `tokio`).
 
@@ -26,6 +29,8 @@ mod incoming;
 mod name;
 mod outgoing;
 mod seal;
+#[cfg(feature = "tokio")]
+mod stream;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +47,8 @@ use rawr_proto::{
 pub use driver::{BridgeSocket, BridgeSocketConfig};
 pub use error::BridgeError;
 pub use seal::{MAX_MESSAGE, SealError, session_secret};
+#[cfg(feature = "tokio")]
+pub use stream::{StreamError, is_stream};
 
 use call::{Call, Caller, Outcome, is_same};
 use incoming::Incoming;
