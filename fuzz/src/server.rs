@@ -32,6 +32,10 @@ const STEPS: usize = 64;
 const CHALLENGE: usize = 76 + REALM.len();
 /// XOR-PEER-ADDRESS.
 const PEER: u16 = 0x0012;
+/// RESERVATION-TOKEN, CONNECTION-ID and MOBILITY-TICKET, which only the server can make.
+const GIVEN: [u16; 3] = [0x0022, 0x002a, 0x8030];
+/// In place of a length: the last value of the attribute that the server has given.
+const LAST: usize = 0xff;
 /// MESSAGE-INTEGRITY, -SHA256 and FINGERPRINT, which the writer computes.
 const SIGNATURES: [u16; 3] = [0x0008, 0x001c, 0x8028];
 /// Of the methods that a request may have.
@@ -52,6 +56,12 @@ const METHODS: [Method; 8] = [
 /// The server panics, sends what is no message, forwards one way only, keeps what nobody holds any more,
 /// or answers a stranger at length.
 pub fn run(input: &[u8]) {
+    let mut world = follow(input);
+    world.pass(LONG);
+    world.assert_empty();
+}
+
+fn follow(input: &[u8]) -> World {
     let mut world = World::new();
     let mut reader = Reader(input);
     for _ in 0..STEPS {
@@ -63,8 +73,7 @@ pub fn run(input: &[u8]) {
         world.take(kind, Reader(reader.bytes(length)));
         world.assert_sound();
     }
-    world.pass(LONG);
-    world.assert_empty();
+    world
 }
 
 struct User {
@@ -83,6 +92,8 @@ struct World {
     next_port: u16,
     next_stream: u64,
     transaction: u128,
+    /// The last values of attributes that only the server can make.
+    given: BTreeMap<u16, Vec<u8>>,
     /// What went to clients since it was last looked at.
     answers: Vec<(SocketAddr, Vec<u8>)>,
 }
@@ -129,6 +140,7 @@ impl World {
             next_port: 50_000,
             next_stream: 1_000,
             transaction: 1,
+            given: BTreeMap::new(),
             answers: Vec::new(),
         };
         world.drain();
@@ -200,13 +212,18 @@ impl World {
     /// A request with good credentials and any attributes.
     fn request(&mut self, number: usize, mut reader: Reader<'_>) {
         let method = reader.pick(&METHODS);
+        let given = self.given.clone();
         self.signed(number, method, |writer| {
             let transaction = writer.transaction_id();
             while !reader.is_empty() {
                 let (kind, length) = (reader.word(), usize::from(reader.byte()));
                 // An address takes knowledge of the transaction: it is one of those there are.
                 let peer = XorPeerAddress::new(peers()[length % 4], transaction);
-                let value = if kind == PEER { &[] } else { reader.bytes(length) };
+                let value = match given.get(&kind) {
+                    Some(value) if length == LAST => value,
+                    _ if kind == PEER => &[][..],
+                    _ => reader.bytes(length),
+                };
                 // What stands twice, or where it must not, the writer refuses.
                 let _ = match kind {
                     PEER => writer.add_attribute(&peer),
@@ -363,11 +380,20 @@ impl World {
             }
             Source::Control(_) | Source::Connection(_) | Source::Route => {
                 match classify(&bytes) {
-                    Datagram::Stun => assert!(parse_stun(&bytes).is_some(), "{bytes:02x?}"),
+                    Datagram::Stun => self.learn(&parse_stun(&bytes).expect("a STUN message")),
                     Datagram::ChannelData => assert!(ChannelData::decode(&bytes).is_some()),
                     Datagram::Other => panic!("{bytes:02x?} is no message"),
                 }
                 self.answers.push((to, bytes));
+            }
+        }
+    }
+
+    fn learn(&mut self, answer: &Message<'_>) {
+        for kind in GIVEN {
+            let value = answer.raw_attribute(AttributeType::new(kind));
+            if let Some(value) = value.filter(|value| !value.value.is_empty()) {
+                self.given.insert(kind, value.value.to_vec());
             }
         }
     }
@@ -422,6 +448,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let even = [&udp[..], &[0x00, 0x18, 1, 0x80]].concat();
     let both = [&udp[..], &[0x80, 0x00, 4, 2, 0, 0, 0]].concat();
     let mobile = [&udp[..], &[0x80, 0x30, 0]].concat();
+    let token = [&udp[..], &[0x00, 0x22, 0xff]].concat();
+    let ticket = [1, 0x80, 0x30, 0xff];
     let refresh = |seconds: u8| [1, 0x00, 0x0d, 4, 0, 0, 0, seconds];
     let family = [1, 0x00, 0x17, 4, 2, 0, 0, 0];
     let permit = |peer: u8| [2, 0x00, 0x12, peer];
@@ -435,11 +463,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     vec![
         [step(2, 0, &udp), step(2, 0, &permit(0)), step(2, 0, &send), step(2, 10, b"\0data")]
             .concat(),
-        [step(2, 0, &even), step(2, 0, &bind(1, 0)), step(2, 11, &[0, 40]), step(2, 0, &udp)]
+        [step(2, 0, &even), step(2, 0, &bind(1, 0)), step(0, 0, &refresh(0)), step(0, 0, &token)]
             .concat(),
         [step(2, 0, &both), step(2, 0, &family), step(2, 0, &bind(2, 2)), step(0, 8, &icmp)]
             .concat(),
-        [step(2, 0, &mobile), step(2, 15, &[5]), step(2, 0, &refresh(0)), step(2, 0, &udp)]
+        [step(2, 0, &mobile), step(2, 15, &[4]), step(2, 0, &ticket), step(2, 0, &refresh(0))]
             .concat(),
         [step(0, 0, &refresh(0)), step(0, 0, &udp), step(0, 0, &bind(0, 1)), step(0, 8, &icmp)]
             .concat(),
@@ -451,7 +479,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             step(1, 12, &[0]),
             step(1, 13, &[0, 1]),
             step(1, 15, &[1]),
-            step(1, 0, &[5, 0x00, 0x2a, 4, 0, 0, 0, 1]),
+            step(1, 0, &[5, 0x00, 0x2a, 0xff]),
         ]
         .concat(),
         [step(0, 6, &allocate), step(0, 6, &binding), step(0, 4, &binding)].concat(),
@@ -459,4 +487,37 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [step(0, 0, &bind(0, 3)), step(0, 0, &permit(3)), step(0, 11, &[1, 44])].concat(),
         [step(0, 0, &[7]), step(2, 0, &[7, 0x00, 0x03, 4, 0, 0, 0, 6])].concat(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use rawr_userspace::control::Count;
+
+    use super::*;
+
+    /// A target that is refused everything would find nothing.
+    #[test]
+    fn seeds_are_granted_what_they_ask_for() {
+        let granted = [
+            Count::Allocate,
+            Count::RefreshAllocation,
+            Count::CreatePermission,
+            Count::ChannelBind,
+            Count::ConnectionBind,
+            Count::Connected,
+            Count::MovedAllocation,
+            Count::RelayedToPeer,
+            Count::RelayedToClient,
+            Count::Binding,
+            Count::PeerDenied,
+            Count::NoNonce,
+        ];
+        let empty = World::new();
+        let worlds: Vec<_> = seeds().iter().map(|seed| follow(seed)).collect();
+        for count in granted {
+            let before = empty.server.counters().get(count);
+            let reached = worlds.iter().any(|world| world.server.counters().get(count) > before);
+            assert!(reached, "no seed gets as far as {count:?}");
+        }
+    }
 }
