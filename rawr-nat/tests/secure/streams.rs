@@ -390,6 +390,32 @@ fn released_streams_are_forgotten() {
     assert_eq!(network.ends[0].streams().len(), 0);
 }
 
+/// Else the other side would wait for what never comes.
+#[test]
+fn the_last_end_is_confirmed_before_a_stream_is_forgotten() {
+    let mut network = Network::new(Quality::PERFECT, 10);
+    let near_id = network.open(0, 7, Transfer::default());
+    network.run_until(SECOND, |network| far(network).is_some());
+    let (far_id, _) = network.incoming[1][0];
+    network.transfers[1].get_mut(&far_id).unwrap().finishes = true;
+    network.settle();
+    network.run_until(SECOND, |network| network.transfers[0][&near_id].is_at_end);
+    // The end comes with data, or right after.
+    network.transfers[0].insert(near_id, sends(bytes(10, 1)));
+    network.settle();
+    network.transfers[0].remove(&near_id);
+    network.ends[0].streams().release(network.now, near_id);
+    network.settle();
+    network.run_until(SECOND, |network| far(network).is_some_and(|it| it.is_at_end));
+    network.transfers[1].remove(&far_id);
+    network.ends[1].streams().release(network.now, far_id);
+    network.settle();
+    network.run(2 * Quality::PERFECT.delay);
+    for end in &mut network.ends {
+        assert_eq!(end.streams().len(), 0, "{end:?}");
+    }
+}
+
 #[test]
 fn datagrams_go_beside_streams() {
     let mut network = Network::new(Quality::PERFECT, 10);

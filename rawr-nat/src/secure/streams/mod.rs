@@ -32,6 +32,8 @@ const LINGER: Duration = Duration::from_secs(60);
 /// For its clock this many seconds pass in one, so that it is a quarter of a second, near to what
 /// other stacks do. It also makes CUBIC come back to its old window sooner.
 const HASTE: u32 = 4;
+/// The longest that `smoltcp` lets an acknowledgement wait, by its clock. What else is due in TIME-WAIT is later.
+const ACK_DELAY: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(10);
 
 /// The settings of [`Streams`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -423,7 +425,8 @@ impl Streams {
         let at = self.time(now);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let due = self.interface.poll_at(at, &stream.sockets);
-        let is_gone = stream.is_closed() && due.is_none_or(|due| due > at);
+        // An acknowledgement that waits is not forgotten with the stream: the other side would wait for it.
+        let is_gone = stream.is_closed() && due.is_none_or(|due| due > at + ACK_DELAY);
         let is_unused = stream.released.is_some() || !was_told(stream);
         if is_gone && is_unused {
             self.forget(id);
