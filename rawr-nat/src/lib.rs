@@ -14,7 +14,8 @@
 //!
 //! [`classify`] finds out what the NATs before a host do, in the terms of RFC 4787.
 //!
-//! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it.
+//! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it;
+//! `link` (feature `tokio`) puts all of this together: an encrypted connection with whoever holds a name.
 //!
 //! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
 //! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
@@ -33,6 +34,8 @@ mod health;
 #[cfg(feature = "tokio")]
 mod host;
 mod identity;
+#[cfg(feature = "tokio")]
+pub mod link;
 mod nat;
 mod path;
 mod peer;

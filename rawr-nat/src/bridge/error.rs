@@ -48,7 +48,10 @@ pub enum BridgeError {
     #[error("the server wants credentials, or does not know these: check user, password and realm")]
     Credentials,
     /// The server does not allow it.
-    #[error("the server does not allow it from here: ask its operator, or use another server")]
+    #[error(
+        "the server does not allow it from here: ask its operator to trust this network, or for \
+         credentials, or use another server"
+    )]
     Forbidden,
     /// The server does not know Bridge.
     #[error("this server offers no names: ask its operator for bridge.enabled, or use another")]
