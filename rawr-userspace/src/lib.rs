@@ -7,4 +7,5 @@ pub mod control;
 pub mod dataplane;
 pub mod doctor;
 pub mod io;
+pub mod link;
 pub mod topology;

@@ -4,6 +4,7 @@ mod args;
 mod config;
 mod daemon;
 mod doctor;
+mod link;
 mod netcheck;
 mod peer;
 mod serve;
@@ -17,6 +18,7 @@ use clap::{Parser, Subcommand};
 pub use self::args::{DaemonArgs, OutputArgs, ServeArgs};
 pub use self::config::ConfigArgs;
 pub use self::doctor::DoctorArgs;
+pub use self::link::{ConnectArgs, IdentityArgs, ListenArgs, PingArgs, ReceiveArgs, SendArgs};
 pub use self::netcheck::NetcheckArgs;
 pub use self::peer::PeerArgs;
 use crate::admin::Request;
@@ -41,6 +43,9 @@ Examples:
       what would break or slow that
   rawr netcheck --server stun.example.net
       what the NATs before this host do, and whom it reaches directly
+  rawr listen alice --allow 127.0.0.1:80 --server rawr:root.example.net
+  rawr connect alice -L 8080:127.0.0.1:80 --server rawr:root.example.net
+      a port of one host at another, by the best path through both NATs
   sudo rawr status
       what the daemon does, and why not faster";
 
@@ -52,6 +57,18 @@ enum Command {
     Doctor(Box<DoctorArgs>),
     /// Tell what the NATs before this host do, and which peers it reaches directly
     Netcheck(NetcheckArgs),
+    /// Hold a name: pipe standard input and output to who connects, or have ports forwarded
+    Listen(Box<ListenArgs>),
+    /// Connect to whoever listens under a name: pipe, or forward ports, encrypted, by the best path
+    Connect(Box<ConnectArgs>),
+    /// Send a file to whoever receives under a name
+    Send(Box<SendArgs>),
+    /// Hold a name, and receive a file
+    Receive(Box<ReceiveArgs>),
+    /// Tell the path to whoever listens under a name, and its round trip times
+    Ping(Box<PingArgs>),
+    /// Print the key that others know this user by
+    Identity(IdentityArgs),
     /// Join a session: carry an application's datagrams to the other peer
     Peer(Box<PeerArgs>),
     /// Check a configuration file, or make one from coturn's
@@ -103,6 +120,12 @@ impl Cli {
             Command::Serve(args) => serve::run(*args),
             Command::Doctor(args) => return doctor::run(*args),
             Command::Netcheck(args) => return netcheck::run(&args),
+            Command::Listen(args) => link::listen(*args),
+            Command::Connect(args) => link::connect(*args),
+            Command::Send(args) => link::send(*args),
+            Command::Receive(args) => link::receive(*args),
+            Command::Ping(args) => link::ping(*args),
+            Command::Identity(args) => link::print_identity(&args),
             Command::Peer(args) => peer::run(*args),
             Command::Config(args) => return config::run(&args),
             Command::Status { daemon, output } => status::run(Request::Status, &daemon, output),
