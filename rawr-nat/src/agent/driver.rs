@@ -145,6 +145,11 @@ impl Connection {
         self.traffic
     }
 
+    /// Probes that have been sent so far to punch paths.
+    pub fn probes_spent(&self) -> u64 {
+        self.agent.probes_spent()
+    }
+
     /// Local address of the socket that a router may be asked to map, for [`Connection::add_mapped`].
     pub fn mappable(&self) -> Option<SocketAddr> {
         let mut named = self.own.named();

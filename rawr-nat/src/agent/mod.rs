@@ -308,7 +308,7 @@ impl Agent {
         self.stop_punching();
         self.mailbox = Mailbox::new(now);
         self.ice = Ice::new(self.is_controlling(), self.config.nat64, &mut self.rng, now);
-        self.punch = Punch::new(self.punch.ours);
+        self.punch.begin_again();
         self.selection = Selection::new();
         (self.inbox, self.outbox) = (Inbox::default(), Outbox::new());
         (self.open_since, self.recheck_at, self.rechecks) = (None, None, 0);

@@ -45,11 +45,18 @@ pub(super) struct Punch {
     opened: Vec<SocketId>,
     /// Messages that overtook the order to begin.
     early: Vec<(u32, Vec<u8>)>,
+    /// Probes of the times that are over.
+    spent: u64,
 }
 
 impl Punch {
     pub(super) fn new(ours: Option<Behaviour>) -> Self {
         Self { ours, ..Self::default() }
+    }
+
+    /// Nothing that was agreed with the other side counts any more.
+    pub(super) fn begin_again(&mut self) {
+        *self = Self { spent: self.spent, ..Self::new(self.ours) };
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -108,6 +115,12 @@ impl Agent {
     /// What own NATs do to UDP over IPv4, as far as it is known.
     pub const fn behaviour(&self) -> Option<Behaviour> {
         self.punch.ours
+    }
+
+    /// Probes that have been sent so far to punch paths.
+    pub fn probes_spent(&self) -> u64 {
+        let running = self.punch.running.as_ref().map_or(0, UdpPunch::probes_spent);
+        self.punch.spent + u64::from(running)
     }
 
     /// Takes sockets, after [`AgentOutput::Open`].
@@ -232,6 +245,7 @@ impl Agent {
 
     /// Sockets that a path needs stay open.
     pub(super) fn stop_punching(&mut self) {
+        self.punch.spent = self.probes_spent();
         (self.punch.running, self.punch.linger_until) = (None, None);
         for socket in std::mem::take(&mut self.punch.opened) {
             if self.paths.iter().any(|path| path.socket == socket) {

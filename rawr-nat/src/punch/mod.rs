@@ -46,9 +46,7 @@ pub(crate) use probe::ProbeKeys;
 #[cfg(feature = "tokio")]
 pub(crate) use tactics::{Aim, Sockets, Tactics};
 #[cfg(feature = "tokio")]
-pub(crate) use tcp::external as tcp_external;
-#[cfg(feature = "tokio")]
-pub use tcp::{TcpPunchConfig, tcp_punch};
+pub use tcp::{TcpPunchConfig, external as tcp_external, tcp_punch};
 pub use udp::UdpPunch;
 #[cfg(feature = "tokio")]
 pub(crate) use volley::Shot;

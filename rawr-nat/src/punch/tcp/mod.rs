@@ -12,7 +12,7 @@ mod handshake;
 mod sample;
 mod sockets;
 
-pub(crate) use sample::external;
+pub use sample::external;
 
 use std::collections::HashMap;
 use std::io;

@@ -15,8 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest answer.
 const MAX_ANSWER: usize = 1500;
 
-/// Connects from this local address and asks. The stream ends with that; the mapping does not.
-pub(crate) async fn external(local: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
+/// The external endpoint of a local TCP port, as a STUN server sees it. The stream to the server ends with
+/// that; the mapping does not.
+///
+/// # Errors
+/// If the server cannot be reached from there, or its answer is of no use.
+pub async fn external(local: SocketAddr, server: SocketAddr) -> io::Result<SocketAddr> {
     match tokio::time::timeout(PATIENCE, ask(local, server)).await {
         Ok(result) => result,
         Err(_) => Err(io::Error::new(
