@@ -83,6 +83,13 @@ pub(super) struct Ice {
     reflexive: Vec<SocketAddr>,
 }
 
+/// The endpoint of an IPv4 candidate that is behind a NAT.
+pub(super) fn reflexive_of(sdp: &str) -> Option<SocketAddr> {
+    let candidate = Candidate::from_sdp_string(sdp).ok()?;
+    let is_reflexive = candidate.kind() == CandidateKind::ServerReflexive;
+    Some(candidate.addr()).filter(|address| is_reflexive && address.is_ipv4())
+}
+
 #[derive(Debug)]
 struct HmacSha1;
 

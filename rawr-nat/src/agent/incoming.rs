@@ -158,7 +158,7 @@ impl Agent {
     }
 
     /// A path may have been found before the candidate that it leads to was named.
-    fn name_paths(&mut self) {
+    pub(super) fn name_paths(&mut self) {
         for path in self.paths.iter_mut().filter(|it| it.kind == AgentPathKind::Reflexive) {
             if self.ice.is_remote_host(path.remote) {
                 path.kind = AgentPathKind::Host;
@@ -192,11 +192,7 @@ impl Agent {
                 self.ice.handle_timeout(now);
                 self.open_since.get_or_insert(now);
             }
-            Some(Signal::Candidate(sdp)) => {
-                self.ice.add_remote(&sdp);
-                self.ice.handle_timeout(now);
-                self.name_paths();
-            }
+            Some(Signal::Candidate(sdp)) => self.take_candidate(now, sdp),
             Some(Signal::Behaviour(behaviour)) => self.punch.theirs = Some(behaviour),
             Some(Signal::Recheck) if !self.is_controlling() => self.check_again(now),
             Some(Signal::Punch(attempt)) if !self.is_controlling() => {

@@ -64,6 +64,11 @@ impl Mailbox {
         self.resend_at = now + self.pause;
     }
 
+    /// Whether the other agent has all that was posted so far.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.unconfirmed.is_empty()
+    }
+
     /// To be called once there is a way to the other agent, or another one.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.pause = PAUSE.0;

@@ -30,6 +30,7 @@ mod handover;
 mod ice;
 mod incoming;
 mod mailbox;
+mod opening;
 mod punching;
 mod seal;
 mod select;
@@ -65,6 +66,7 @@ use gather::Gather;
 use handover::{Inbox, Outbox};
 use ice::{Ice, IceOutput};
 use mailbox::Mailbox;
+use opening::Opening;
 use punching::Punch;
 use seal::Sealer;
 use select::{Choice, Selection};
@@ -89,6 +91,7 @@ pub struct Agent {
     sealer: Sealer,
     punch_key: [u8; 32],
     mailbox: Mailbox,
+    opening: Opening,
     ice: Ice,
     gather: Gather,
     punch: Punch,
@@ -121,6 +124,7 @@ impl Agent {
             sealer: Sealer::new(secret, role, epoch),
             punch_key: secret.derive(b"punching"),
             mailbox: Mailbox::new(now),
+            opening: Opening::default(),
             ice: Ice::new(role == Role::A, config.nat64, &mut rng, now),
             gather: Gather::new(rng.random()),
             punch: Punch::new(config.behaviour),
@@ -241,6 +245,7 @@ impl Agent {
             self.ice.poll_timeout(),
             self.gather.poll_timeout(),
             self.punch.poll_timeout(),
+            self.opening.poll_timeout(),
             self.punching_due(),
             self.inbox.poll_timeout(),
             self.outbox.poll_timeout(),
@@ -307,6 +312,7 @@ impl Agent {
         self.paths.clear();
         self.stop_punching();
         self.mailbox = Mailbox::new(now);
+        self.opening = Opening::default();
         self.ice = Ice::new(self.is_controlling(), self.config.nat64, &mut self.rng, now);
         self.punch.begin_again();
         self.selection = Selection::new();
@@ -324,6 +330,7 @@ impl Agent {
     fn settle(&mut self, now: Instant) {
         self.pump_rawr();
         if !self.is_closing {
+            self.pump_opening(now);
             self.pump_ice(now);
             self.pump_punching(now);
             self.select(now);

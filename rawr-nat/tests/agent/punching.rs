@@ -27,6 +27,21 @@ fn nothing_is_punched_where_ice_does() {
 }
 
 #[test]
+fn two_routers_with_an_open_outside_are_opened_before_they_are_checked() {
+    for seed in 0..10 {
+        let mut wild = wild(Kind::OpenHome, Kind::OpenHome, seed);
+        wild.run(10 * SECOND);
+        assert!(wild.is_direct(), "seed {seed}");
+        assert!(
+            wild.paths().iter().all(|path| path.kind == AgentPathKind::Reflexive),
+            "seed {seed}"
+        );
+        assert_eq!(wild.sockets_ever(), [1, 1], "seed {seed}");
+        assert!(wild.is_intact(), "seed {seed}");
+    }
+}
+
+#[test]
 fn nothing_is_tried_where_it_is_hopeless() {
     let mut wild = wild(Kind::Random, Kind::Random, 2);
     wild.run(60 * SECOND);
