@@ -79,8 +79,9 @@ pub(super) struct Ice {
     /// Has the other agent's credentials.
     is_open: bool,
     remote: usize,
-    /// Addresses of own candidates that the other agent does not reach by host candidates alone.
-    reflexive: Vec<SocketAddr>,
+    /// Addresses of own candidates that the other agent does not reach by host candidates alone, and where they
+    /// lead.
+    reflexive: Vec<(SocketAddr, SocketAddr)>,
 }
 
 /// The endpoint of an IPv4 candidate that is behind a NAT.
@@ -88,6 +89,13 @@ pub(super) fn reflexive_of(sdp: &str) -> Option<SocketAddr> {
     let candidate = Candidate::from_sdp_string(sdp).ok()?;
     let is_reflexive = candidate.kind() == CandidateKind::ServerReflexive;
     Some(candidate.addr()).filter(|address| is_reflexive && address.is_ipv4())
+}
+
+/// What the other agent is told of an address of the other family, which NAT64 has given to a socket of ours.
+/// The own pairs need it not: the socket has a host candidate, from which checks to synthesised addresses go.
+fn translated(address: SocketAddr) -> Option<String> {
+    let candidate = Candidate::server_reflexive(address, address, Protocol::Udp).ok()?;
+    Some(candidate.to_sdp_string())
 }
 
 #[derive(Debug)]
@@ -139,9 +147,16 @@ impl Ice {
         address: SocketAddr,
         base: SocketAddr,
     ) -> Option<String> {
-        let candidate = Candidate::server_reflexive(address, base, Protocol::Udp).ok()?;
-        let sdp = self.agent.add_local_candidate(candidate).map(Candidate::to_sdp_string)?;
-        self.reflexive.push(address);
+        if self.reflexive.contains(&(address, base)) {
+            return None;
+        }
+        let sdp = if address.is_ipv4() == base.is_ipv4() {
+            let candidate = Candidate::server_reflexive(address, base, Protocol::Udp).ok()?;
+            self.agent.add_local_candidate(candidate).map(Candidate::to_sdp_string)?
+        } else {
+            translated(address)?
+        };
+        self.reflexive.push((address, base));
         Some(sdp)
     }
 
@@ -149,14 +164,14 @@ impl Ice {
     pub(super) fn remove(&mut self, base: SocketAddr) {
         let gone: Vec<_> = self.agent.local_candidates().filter(|it| it.local() == base).collect();
         for candidate in gone {
-            self.reflexive.retain(|address| *address != candidate.addr());
             self.agent.invalidate_candidate(&candidate);
         }
+        self.reflexive.retain(|(_, of)| *of != base);
     }
 
     /// Own addresses that NATs have given us.
-    pub(super) fn reflexive(&self) -> &[SocketAddr] {
-        &self.reflexive
+    pub(super) fn reflexive(&self) -> Vec<SocketAddr> {
+        self.reflexive.iter().map(|(address, _)| *address).collect()
     }
 
     pub(super) fn set_remote(&mut self, fragment: String, password: String) {
@@ -272,6 +287,26 @@ fn text(rng: &mut StdRng, length: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn ice() -> Ice {
+        use rand::SeedableRng as _;
+        Ice::new(true, None, &mut StdRng::seed_from_u64(1), Instant::now())
+    }
+
+    #[test]
+    fn an_endpoint_that_nat64_has_given_is_told_once() {
+        let mut ice = ice();
+        let base = "[2001:db8::2]:4000".parse().unwrap();
+        let external = "192.0.2.1:4000".parse().unwrap();
+        assert!(ice.add_host(base).is_some());
+        let sdp = ice.add_reflexive(external, base).unwrap();
+        assert_eq!(reflexive_of(&sdp), Some(external));
+        assert_eq!(ice.add_reflexive(external, base), None);
+        assert_eq!(ice.reflexive(), [external]);
+        ice.remove(base);
+        assert_eq!(ice.reflexive(), []);
+    }
 
     #[test]
     fn addresses_of_ipv4_behind_prefixes_of_all_lengths() {

@@ -174,7 +174,7 @@ impl Agent {
             is_initiator: self.is_controlling(),
             ours,
             theirs,
-            our_external: self.ice.reflexive().to_vec(),
+            our_external: self.ice.reflexive(),
             their_endpoints: self.ice.remote_reflexive(),
             budget: self.config.probe_budget,
             tuning,
