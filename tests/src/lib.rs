@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod browser;
+pub mod conntrack;
 pub mod crowd;
 pub mod dtls;
 pub mod forge;
@@ -11,6 +12,7 @@ pub mod instructions;
 pub mod kernel;
 pub mod lab;
 pub mod load;
+pub mod matrix;
 pub mod nat;
 pub mod netns;
 pub mod nice;

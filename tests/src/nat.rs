@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
-use crate::netns::Netns;
+use crate::conntrack;
+use crate::netns::{Netns, checked};
 
 /// First port of [`Nat::Block`].
 pub const BLOCK_LOW: u16 = 20_000;
@@ -60,6 +61,8 @@ pub enum Nat {
     Block,
     /// No UDP, in neither family; everything else as [`Nat::Home`].
     UdpBlocked,
+    /// Nothing but TCP to port 443, in both families; otherwise as [`Nat::Home`].
+    WebOnly,
     /// A carrier's NAT: endpoint independent mapping and filtering. With `hairpin`, hosts inside reach each
     /// other by their external endpoints, and see those (RFC 4787 REQ-9).
     Carrier { hairpin: bool },
@@ -133,7 +136,9 @@ impl Nat {
         match self {
             Self::Symmetric => format!("{guests} masquerade fully-random"),
             Self::SymmetricRandom => format!("{ipv4} masquerade random"),
-            Self::Home | Self::HomeOpen | Self::UdpBlocked => format!("{ipv4} masquerade"),
+            Self::Home | Self::HomeOpen | Self::UdpBlocked | Self::WebOnly => {
+                format!("{ipv4} masquerade")
+            }
             Self::Firewall => String::new(),
             Self::FullCone
             | Self::HomeMapped
@@ -182,6 +187,11 @@ impl Nat {
                 (refused, format!("{remembered}\n{asked_for}"))
             }
             Self::UdpBlocked => (refused, format!("meta l4proto udp counter drop\n{asked_for}")),
+            Self::WebOnly => {
+                let others = format!("iifname != \"{outside}\" meta l4proto != tcp counter drop");
+                let web = format!("iifname != \"{outside}\" tcp dport != 443 counter drop");
+                (refused, format!("{others}\n{web}\n{asked_for}"))
+            }
             Self::Symmetric
             | Self::SymmetricRandom
             | Self::Home
@@ -225,6 +235,15 @@ fn load(router: &Netns, rules: &str) -> Result<()> {
         bail!("nft refuses the rules of {}: {}", router.name(), said.trim());
     }
     Ok(())
+}
+
+/// Makes a router forget what it has translated, as if it had just been started. It translates on.
+pub fn forget(router: &Netns) -> Result<()> {
+    let mut command = router.command("nft");
+    checked(command.arg("flush map inet rawr_nat mapped; flush set inet rawr_nat seen"))?;
+    router
+        .run(conntrack::flush)?
+        .with_context(|| format!("{} does not forget its connections", router.name()))
 }
 
 /// Makes `router` forward both families.

@@ -7,6 +7,7 @@ use clap::Parser;
 mod bench;
 mod command;
 mod demo;
+mod matrix;
 mod setup;
 mod test;
 mod tidy;
@@ -24,6 +25,8 @@ enum Task {
     Setup,
     /// Measure.
     Bench(bench::Arguments),
+    /// Measure who connects to whom through which NATs.
+    Matrix(matrix::Arguments),
     /// Run what the kernel has a part in on Debian's kernel, in an emulator.
     Vm(vm::Arguments),
     /// Check what the architecture forbids.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::start(),
         Task::Setup => setup::run(),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Matrix(arguments) => matrix::start(&arguments),
         Task::Vm(arguments) => vm::start(&arguments),
         Task::Tidy => tidy::run(),
     };
