@@ -69,11 +69,12 @@ impl Host for LinuxHost {
     }
 }
 
-/// The gateway of the default route, from the kernel's IPv4 table, else from its IPv6 table.
+/// The gateway of the default route, from the kernel's IPv4 table, else from its IPv6 table, as the
+/// calling thread's network namespace has them.
 pub fn default_gateway() -> Option<IpAddr> {
-    let gateway4 = fs::read_to_string("/proc/net/route").ok().and_then(|t| default_gateway4(&t));
-    let gateway6 =
-        || fs::read_to_string("/proc/net/ipv6_route").ok().and_then(|t| default_gateway6(&t));
+    let table = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok();
+    let gateway4 = table("route").and_then(|table| default_gateway4(&table));
+    let gateway6 = || table("ipv6_route").and_then(|table| default_gateway6(&table));
     gateway4.map(IpAddr::V4).or_else(|| gateway6().map(IpAddr::V6))
 }
 

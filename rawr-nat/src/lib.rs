@@ -16,6 +16,9 @@
 //!
 //! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it;
 //! `link` (feature `tokio`) puts all of this together: an encrypted connection with whoever holds a name.
+//! [`secure`] encrypts what goes over whichever path, between two [`Identity`]s, and makes streams of it.
+//! With the feature `portmap` (default), `portmap` has routers let in what comes to a port, and [`nat64`]
+//! finds the way from a host without IPv4 to one without IPv6.
 //!
 //! The state machines are sans-IO: time, randomness and bytes come in as arguments, effects go out
 //! as values. Whoever calls a `handle_…` method then drains `poll_output`, and calls
@@ -37,8 +40,11 @@ mod identity;
 #[cfg(feature = "tokio")]
 pub mod link;
 mod nat;
+pub mod nat64;
 mod path;
 mod peer;
+#[cfg(feature = "portmap")]
+pub mod portmap;
 pub mod punch;
 #[cfg(feature = "tokio")]
 pub mod rendezvous;

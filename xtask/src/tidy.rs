@@ -47,6 +47,7 @@ const CLOCK_READERS: &[&str] = &[
     "fuzz/",
     "rawr-nat/src/bridge/driver",
     "rawr-nat/src/driver",
+    "rawr-nat/src/portmap/",
     "rawr-nat/src/punch/tcp",
     "rawr-nat/src/secure/connection",
     "rawr-nat/src/tokio",

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rawr_proto::ErrorCode;
 
-use super::ice::Nat64Prefix;
 use crate::attachment::Via;
 use crate::nat::Behaviour;
+use crate::nat64::Prefix;
 use crate::peer::{PathKind, PeerConfig};
 use crate::punch::{Reason, Tuning};
 use crate::socket_id::SocketId;
@@ -26,7 +26,7 @@ pub struct AgentConfig {
     /// How the agents tell each other their candidates.
     pub signalling: Signalling,
     /// Reaches the other agent's IPv4 addresses from IPv6-only hosts.
-    pub nat64: Option<Nat64Prefix>,
+    pub nat64: Option<Prefix>,
     /// How a path is punched where ICE alone finds none; `None` if not at all.
     pub punching: Option<Tuning>,
     /// What own NATs do to UDP over IPv4, if that is known; see also [`super::Agent::set_behaviour`].

@@ -12,12 +12,11 @@ use tokio::time::Sleep;
 
 use super::sockets::OwnSockets;
 use super::survey::Survey;
-use super::{
-    Agent, AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentSocket, Nat64Prefix, Signalling,
-};
+use super::{Agent, AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentSocket, Signalling};
 use crate::attachment::Via;
 use crate::driver::{CONTROL_BATCH, DATA_BATCH, FAREWELL, MAX_DATAGRAM, Port, now};
 use crate::nat::Behaviour;
+use crate::nat64::Prefix;
 use crate::peer::PeerConfig;
 use crate::punch::Tuning;
 use crate::socket_id::SocketId;
@@ -36,7 +35,7 @@ pub struct ConnectionConfig {
     /// How the two sides tell each other their candidates.
     pub signalling: Signalling,
     /// Reaches the other side's IPv4 addresses from IPv6-only hosts.
-    pub nat64: Option<Nat64Prefix>,
+    pub nat64: Option<Prefix>,
     /// How a path is punched where ICE alone finds none; `None` if not at all.
     pub punching: Option<Tuning>,
     /// What own NATs do to UDP over IPv4, if that is known already.

@@ -4,7 +4,7 @@
 //! The crate makes its transaction identifiers by a generator of its own. They decide nothing, so runs with
 //! the same seed still take the same turns.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, Mac};
@@ -14,6 +14,8 @@ use rand::Rng;
 use rand::distr::Alphanumeric;
 use rand::rngs::StdRng;
 use sha1::Sha1;
+
+use crate::nat64::Prefix;
 
 /// Pause between checks of different pairs (RFC 8445 §14.2 asks for no less than 5 ms).
 const PACE: Duration = Duration::from_millis(20);
@@ -25,34 +27,6 @@ const FOUND_RTO: Duration = Duration::from_secs(10);
 const CREDENTIALS: (usize, usize) = (8, 24);
 /// Candidates that the other agent may name.
 const MAX_REMOTE: usize = 64;
-
-/// How an IPv6-only host reaches IPv4 addresses (RFC 6052 §2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Nat64Prefix {
-    /// The prefix.
-    pub address: Ipv6Addr,
-    /// Its length in bits: 32, 40, 48, 56, 64 or 96.
-    pub length: u8,
-}
-
-impl Nat64Prefix {
-    /// The address that stands for `ip` behind this prefix (RFC 6052 §2.2); `None` where the length is none
-    /// of those allowed.
-    pub fn synthesise(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
-        if !matches!(self.length, 32 | 40 | 48 | 56 | 64 | 96) {
-            return None;
-        }
-        let mut octets = self.address.octets();
-        let start = usize::from(self.length / 8);
-        octets[start..].fill(0);
-        // Bits 64 to 71 stay zero: the address goes on behind them.
-        let places = (start..16).filter(|place| *place != 8 || self.length == 96);
-        for (place, octet) in places.zip(ip.octets()) {
-            octets[place] = octet;
-        }
-        Some(octets.into())
-    }
-}
 
 /// What ICE has found, or wants to be sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +49,7 @@ pub(super) enum IceOutput {
 #[derive(Debug)]
 pub(super) struct Ice {
     agent: IceAgent,
-    nat64: Option<Nat64Prefix>,
+    nat64: Option<Prefix>,
     /// Has the other agent's credentials.
     is_open: bool,
     remote: usize,
@@ -113,7 +87,7 @@ impl Sha1HmacProvider for HmacSha1 {
 impl Ice {
     pub(super) fn new(
         is_controlling: bool,
-        nat64: Option<Nat64Prefix>,
+        nat64: Option<Prefix>,
         rng: &mut StdRng,
         now: Instant,
     ) -> Self {
@@ -188,7 +162,7 @@ impl Ice {
         }
         self.remote += 1;
         let synthesised = match (self.nat64, candidate.addr().ip()) {
-            (Some(prefix), IpAddr::V4(ip)) => prefix.synthesise(ip),
+            (Some(prefix), IpAddr::V4(ip)) => Some(prefix.synthesize(ip)),
             _ => None,
         };
         if let Some(ip) = synthesised {
@@ -306,25 +280,5 @@ mod tests {
         assert_eq!(ice.reflexive(), [external]);
         ice.remove(base);
         assert_eq!(ice.reflexive(), []);
-    }
-
-    #[test]
-    fn addresses_of_ipv4_behind_prefixes_of_all_lengths() {
-        // RFC 6052 §2.4.
-        let ip = Ipv4Addr::new(192, 0, 2, 33);
-        for (prefix, length, expected) in [
-            ("2001:db8::", 32, "2001:db8:c000:221::"),
-            ("2001:db8:100::", 40, "2001:db8:1c0:2:21::"),
-            ("2001:db8:122::", 48, "2001:db8:122:c000:2:2100::"),
-            ("2001:db8:122:300::", 56, "2001:db8:122:3c0:0:221::"),
-            ("2001:db8:122:344::", 64, "2001:db8:122:344:c0:2:2100::"),
-            ("2001:db8:122:344::", 96, "2001:db8:122:344::c000:221"),
-            ("64:ff9b::", 96, "64:ff9b::c000:221"),
-        ] {
-            let prefix = Nat64Prefix { address: prefix.parse().unwrap(), length };
-            assert_eq!(prefix.synthesise(ip), Some(expected.parse().unwrap()), "/{length}");
-        }
-        let odd = Nat64Prefix { address: "64:ff9b::".parse().unwrap(), length: 33 };
-        assert_eq!(odd.synthesise(ip), None);
     }
 }

@@ -55,7 +55,6 @@ pub use config::{
 };
 #[cfg(feature = "tokio")]
 pub use driver::{Connection, ConnectionConfig, ConnectionIncoming};
-pub use ice::Nat64Prefix;
 
 use crate::attachment::Via;
 use crate::peer::{Peer, PeerEvent, PeerOutput};

@@ -1,9 +1,10 @@
 //! What a classification has found.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::nat::Behaviour;
+use crate::nat64::Prefix;
 
 /// What is known of the NATs and firewalls between a host and the Internet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,9 +13,9 @@ pub struct Report {
     pub ipv4: Option<FamilyReport>,
     /// `None` if the host or the servers have no IPv6 address.
     pub ipv6: Option<FamilyReport>,
-    /// Prefix, and its length in bits, by which IPv4 hosts are reached over IPv6 (RFC 7050). The
-    /// classifier does not look for it; who does puts it here.
-    pub nat64: Option<(Ipv6Addr, u8)>,
+    /// The prefix by which IPv4 hosts are reached over IPv6. The classifier does not look for it; who
+    /// does ([`nat64::discover`](crate::nat64)) puts it here.
+    pub nat64: Option<Prefix>,
     /// What the report took, without the test of lifetimes.
     pub elapsed: Duration,
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rawr_nat::agent::{
-    AgentEvent, AgentPath, Connection, ConnectionConfig, ConnectionIncoming, Nat64Prefix,
-    Signalling,
+    AgentEvent, AgentPath, Connection, ConnectionConfig, ConnectionIncoming, Signalling,
 };
 use rawr_nat::classify::{ClassifyConfig, Report, run as classify};
+use rawr_nat::nat64::Prefix;
 use rawr_nat::punch::Tuning;
 use rawr_nat::{Behaviour, LinuxHost, PeerSocketConfig};
 use rawr_proto::{Role, SessionSecret};
@@ -54,7 +54,7 @@ pub fn run(arguments: &NodeArgs) -> Result<()> {
 /// What a node knows.
 struct Node {
     server: SocketAddr,
-    nat64: Option<Nat64Prefix>,
+    nat64: Option<Prefix>,
     report: Report,
     orders: UnboundedReceiver<Order>,
 }
@@ -62,7 +62,7 @@ struct Node {
 async fn serve(arguments: &NodeArgs) -> Result<()> {
     let mut node = Node {
         server: arguments.server,
-        nat64: arguments.nat64.map(|address| Nat64Prefix { address, length: 96 }),
+        nat64: arguments.nat64.and_then(|address| Prefix::new(address, 96)),
         report: Report::default(),
         orders: orders(),
     };
@@ -164,8 +164,7 @@ impl Node {
 
     /// The server, and its second address by NAT64: so a host without IPv4 learns what others of IPv4 see.
     fn stun_servers(&self) -> Vec<SocketAddr> {
-        let through =
-            self.nat64.and_then(|prefix| prefix.synthesise(Ipv4Addr::new(203, 0, 113, 1)));
+        let through = self.nat64.map(|prefix| prefix.synthesize(Ipv4Addr::new(203, 0, 113, 1)));
         let through = through.map(|address| SocketAddr::new(address.into(), self.server.port()));
         std::iter::once(self.server).chain(through).collect()
     }

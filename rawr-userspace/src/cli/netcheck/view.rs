@@ -93,7 +93,7 @@ impl View {
             elapsed_ms: milliseconds(report.elapsed),
             ipv4: report.ipv4.as_ref().map(FamilyView::of),
             ipv6: report.ipv6.as_ref().map(FamilyView::of),
-            nat64: report.nat64.map(|(prefix, length)| format!("{prefix}/{length}")),
+            nat64: report.nat64.map(|prefix| prefix.to_string()),
         }
     }
 }
