@@ -1,5 +1,6 @@
 //! `rawr netcheck`: what the NATs before this host do, and what that means for connections.
 
+mod network;
 mod reach;
 mod show;
 mod view;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rawr_nat::classify::{self, ClassifyConfig, Report};
+use rawr_nat::portmap::Protocols;
 
 use self::view::View;
 use super::args::OutputArgs;
@@ -53,14 +55,14 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<ExitCode> {
         .format_timestamp_millis()
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (servers, report) = runtime.block_on(check(args))?;
+    let (servers, report, router) = runtime.block_on(check(args))?;
     // Lookups of names go on in threads of their own.
     runtime.shutdown_background();
-    let view = View::of(&report, &servers);
+    let view = View::of(&report, router, &servers);
     if args.output.json {
         println!("{}", serde_json::to_string_pretty(&view)?);
     } else {
-        print!("{}", show::text(&report, &view));
+        print!("{}", show::text(&report, router, &view));
     }
     if !has_answer(&report) {
         bail!(
@@ -72,15 +74,21 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn check(args: &NetcheckArgs) -> anyhow::Result<(Vec<SocketAddr>, Report)> {
+/// Also tells by what the router maps ports, where there is one.
+async fn check(
+    args: &NetcheckArgs,
+) -> anyhow::Result<(Vec<SocketAddr>, Report, Option<Protocols>)> {
     let timeout = Duration::from_secs(args.timeout);
     let until = clock::monotonic() + timeout;
     let servers = look_up(&args.servers, clock::monotonic() + timeout / LOOK_UP_SHARE).await?;
     let mut config = ClassifyConfig::new(servers.clone());
     config.timeout = until.saturating_duration_since(clock::monotonic());
     config.silences = args.lifetime.iter().copied().map(Duration::from_secs).collect();
-    let report = classify::run(config).await.context("cannot ask this host for its addresses")?;
-    Ok((servers, report))
+    let limit = config.timeout;
+    let (report, router, nat64) =
+        tokio::join!(classify::run(config), network::router(limit), network::nat64(limit));
+    let report = report.context("cannot ask this host for its addresses")?;
+    Ok((servers, Report { nat64, ..report }, router))
 }
 
 /// All addresses of all servers that can be found in time.

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 
 use rawr_nat::classify::{Evidence, FamilyReport, Lifetime, Report};
+use rawr_nat::nat64::Prefix;
+use rawr_nat::portmap::{Means, Protocols};
 use rawr_nat::{Behaviour, Filtering, Mapping, Ports};
 
 use super::reach::{Reach, Why};
@@ -10,7 +12,7 @@ use super::view::{FamilyView, View};
 use crate::cli::table::render;
 
 /// The whole report.
-pub(super) fn text(report: &Report, view: &View) -> String {
+pub(super) fn text(report: &Report, router: Option<Protocols>, view: &View) -> String {
     let mut text = String::new();
     for (name, family) in [("IPv4", &report.ipv4), ("IPv6", &report.ipv6)] {
         match family {
@@ -21,6 +23,7 @@ pub(super) fn text(report: &Report, view: &View) -> String {
         }
         text.push('\n');
     }
+    show_network(&mut text, router, report.nat64);
     show_peers(&mut text, view);
     let _ = writeln!(text, "\nfound out in {:.2} s", report.elapsed.as_secs_f64());
     text
@@ -155,6 +158,26 @@ fn meaning(family: &FamilyReport) -> &'static str {
     }
 }
 
+fn show_network(text: &mut String, router: Option<Protocols>, nat64: Option<Prefix>) {
+    if let Some(Protocols { pcp, nat_pmp, igd }) = router {
+        let means = [(pcp, Means::Pcp), (nat_pmp, Means::NatPmp), (igd, Means::Igd)];
+        let answered = means.into_iter().filter(|(has_answered, _)| *has_answered);
+        let names: Vec<_> = answered.map(|(_, means)| means.to_string()).collect();
+        match names.is_empty() {
+            true => {
+                line(text, "router", "maps no ports: answers neither PCP nor NAT-PMP nor UPnP-IGD")
+            }
+            false => line(text, "router", &format!("maps ports by {}", names.join(", "))),
+        }
+    }
+    if let Some(prefix) = nat64 {
+        line(text, "NAT64", &format!("{prefix}: reaches hosts that have only IPv4 over IPv6"));
+    }
+    if router.is_some() || nat64.is_some() {
+        text.push('\n');
+    }
+}
+
 /// One row for each kind of peer, and why those that are relayed are.
 fn show_peers(text: &mut String, view: &View) {
     let table = match (&view.ipv4, &view.ipv6) {
@@ -223,8 +246,10 @@ mod tests {
             }),
             ..FamilyReport::default()
         };
-        let report = Report { ipv4: Some(family), ..Report::default() };
-        let text = text(&report, &View::of(&report, &[]));
+        let nat64 = Some(Prefix::WELL_KNOWN);
+        let report = Report { ipv4: Some(family), nat64, ..Report::default() };
+        let router = Some(Protocols { igd: true, pcp: true, ..Protocols::NONE });
+        let text = text(&report, router, &View::of(&report, router, &[]));
         for expected in [
             "IPv4         10.0.1.2, seen from outside as 203.0.113.11\n",
             "  UDP        symmetric, a port for each address and port; any ports\n",
@@ -233,6 +258,8 @@ mod tests {
             "  NATs       two or more, the carrier's among them\n",
             "  remembers  30 s without traffic, or more\n",
             "IPv6         not tried",
+            "router       maps ports by PCP, UPnP-IGD\n",
+            "NAT64        64:ff9b::/96: reaches hosts",
             "with a public address                      direct\n",
             "behind a usual home router                 direct, many ports tried\n",
             "behind a symmetric NAT, any ports          relayed: both ports unknown\n",

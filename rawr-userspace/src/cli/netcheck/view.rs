@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rawr_nat::classify::{Evidence, FamilyReport, Report};
+use rawr_nat::portmap::Protocols;
 use rawr_nat::{Behaviour, Filtering, Mapping, Ports};
 use serde::Serialize;
 
@@ -17,6 +18,15 @@ pub(super) struct View {
     pub(super) ipv6: Option<FamilyView>,
     /// Prefix and length.
     nat64: Option<String>,
+    /// By which protocols the router maps ports; null where there is no gateway to ask.
+    port_mapping: Option<PortMappingView>,
+}
+
+#[derive(Serialize)]
+struct PortMappingView {
+    pcp: bool,
+    nat_pmp: bool,
+    upnp_igd: bool,
 }
 
 #[derive(Serialize)]
@@ -87,13 +97,18 @@ pub(super) struct PeerView {
 }
 
 impl View {
-    pub(super) fn of(report: &Report, servers: &[SocketAddr]) -> Self {
+    pub(super) fn of(report: &Report, router: Option<Protocols>, servers: &[SocketAddr]) -> Self {
         Self {
             servers: servers.to_vec(),
             elapsed_ms: milliseconds(report.elapsed),
             ipv4: report.ipv4.as_ref().map(FamilyView::of),
             ipv6: report.ipv6.as_ref().map(FamilyView::of),
             nat64: report.nat64.map(|prefix| prefix.to_string()),
+            port_mapping: router.map(|Protocols { pcp, nat_pmp, igd }| PortMappingView {
+                pcp,
+                nat_pmp,
+                upnp_igd: igd,
+            }),
         }
     }
 }
