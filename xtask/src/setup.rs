@@ -18,7 +18,7 @@ struct Package {
 }
 
 /// What tests and benchmarks run: a program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, Package); 8] = [
+const PROGRAMS: [(&str, Package); 10] = [
     ("ip", Package { name: "iproute2", reason: "network namespaces of tests and benchmarks" }),
     ("nft", Package { name: "nftables", reason: "the NATs between the namespaces of tests" }),
     (
@@ -30,6 +30,14 @@ const PROGRAMS: [(&str, Package); 8] = [
         Package { name: "coturn", reason: "its tools test TURN, and benchmarks compare with it" },
     ),
     ("openssl", Package { name: "openssl", reason: "a DTLS client that tests the server" }),
+    (
+        "miniupnpd",
+        Package {
+            name: "miniupnpd-nftables",
+            reason: "the router that tests ask for port mappings",
+        },
+    ),
+    ("tayga", Package { name: "tayga", reason: "the NAT64 of tests" }),
     ("chromium", Package { name: "chromium", reason: "calls between browsers in tests" }),
     ("python3", Package { name: "python3", reason: "calls the library libnice in tests" }),
     ("tcpdump", Package { name: "tcpdump", reason: "packet captures of tests that fail" }),
