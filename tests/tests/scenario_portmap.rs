@@ -366,7 +366,7 @@ fn a_router_that_forgets_is_told_again() {
         let router = &*router;
         // Its epoch has to be worth something.
         std::thread::sleep(5 * SECOND);
-        for (_, uses) in &MEANS[..2] {
+        for (_, uses) in &MEANS[..3] {
             let socket = &bind(&client, LAN.address(Family::Ipv4, CLIENT))?;
             let local = socket.local_addr()?;
             run_across_restart(&client, (router, home), |restart| async move {
@@ -449,6 +449,39 @@ fn a_pinhole_lets_others_in_until_it_is_removed() {
             })?;
             ensure!(!arrives(outside, local, &socket)?, "{means}: it was not removed");
         }
+        Ok(())
+    });
+}
+
+/// A pinhole has no epoch either: it is asked for by its number, and opened anew.
+#[test]
+fn a_forgotten_pinhole_is_opened_again() {
+    home("a_forgotten_pinhole_is_opened_again", |scene, home| {
+        let (client, outside) = (scene.lab.at("client")?, scene.lab.at("outside")?);
+        let (outside, router) = (&*outside, scene.lab.at("router")?);
+        let router = &*router;
+        let socket = &bind(&client, LAN.address(Family::Ipv6, CLIENT))?;
+        let local = socket.local_addr()?;
+        run_across_restart(&client, (router, home), |restart| async move {
+            let (_, uses) = MEANS[2];
+            let config = PortMapperConfig { check: SECOND, ..config(uses, 600 * SECOND) };
+            let mut mapper = PortMapper::new(config);
+            let _port = mapper.map(Transport::Udp, local).await?;
+            ensure!(arrives(outside, local, socket)?);
+            restart.now().await?;
+            let mut is_back = false;
+            for _ in 0..20 {
+                tokio::time::sleep(SECOND / 2).await;
+                is_back = arrives(outside, local, socket)?;
+                if is_back {
+                    break;
+                }
+            }
+            ensure!(is_back, "the pinhole was not opened again");
+            mapper.close().await;
+            Ok(())
+        })?;
+        ensure!(!arrives(outside, local, socket)?, "it was not removed");
         Ok(())
     });
 }

@@ -1,6 +1,5 @@
 //! Keeps one mapping: renews it, sees that the gateway has forgotten it, makes it anew, removes it.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -94,32 +93,32 @@ impl Keeper {
     async fn act(&mut self) {
         match self.held.take() {
             Some(held) => self.renew(held, false).await,
-            None => self.obtain(None).await,
+            None => self.obtain().await,
         }
         self.plan(now());
     }
 
     /// `is_lost`: the gateway has said that it does not have the mapping any more.
     async fn renew(&mut self, mut held: Held, is_lost: bool) {
+        let Err(error) = held.lease.renew(&self.config).await else { return self.hold(held.lease) };
         let external = held.lease.external;
-        match held.lease.renew(&self.config).await {
-            Ok(()) => self.hold(held.lease),
-            Err(error) if !is_lost && held.expires.is_none_or(|at| now() < at) => {
+        // A gateway that has started anew may be found elsewhere: UPnP has no port of its own.
+        let wanted = Wanted { external_port: Some(external.port()), ..self.wanted };
+        match Lease::obtain(&self.config, wanted).await {
+            Ok(lease) => self.hold(lease),
+            Err(_) if !is_lost && held.expires.is_none_or(|at| now() < at) => {
                 log::debug!("the port mapping {external} was not renewed: {error}");
                 self.held = Some(held);
             }
-            Err(error) => {
+            Err(_) => {
                 log::info!("the port mapping {external} is lost: {error}");
-                self.obtain(Some(external)).await;
+                self.wanted = wanted;
+                self.tell(None);
             }
         }
     }
 
-    /// Makes a mapping, if it may be with the external port that there was.
-    async fn obtain(&mut self, before: Option<SocketAddr>) {
-        if let Some(before) = before {
-            self.wanted.external_port = Some(before.port());
-        }
+    async fn obtain(&mut self) {
         match Lease::obtain(&self.config, self.wanted).await {
             Ok(lease) => {
                 self.pause = FIRST_PAUSE;
@@ -128,7 +127,6 @@ impl Keeper {
             Err(error) => {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 log::debug!("{error}");
-                self.tell(None);
             }
         }
     }
