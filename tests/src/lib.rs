@@ -14,6 +14,7 @@ pub mod lab;
 pub mod load;
 pub mod matrix;
 pub mod nat;
+pub mod nat_pmp;
 pub mod netns;
 pub mod nice;
 pub mod packet;

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::lab::{Family, Subnet};
 use crate::nat::{self, Nat};
+use crate::nat_pmp::NatPmp;
 use crate::peer::Join;
 use crate::rawr::{Daemon, Serve};
 use crate::scene::Scene;
@@ -27,6 +28,11 @@ listen_tcp = [\"0.0.0.0:3478\", \"0.0.0.0:3479\"]
 [[turn.discovery]]
 primary = \"203.0.113.1:3478\"
 alternate = \"203.0.113.2:3479\"
+";
+
+const STUN_OVER_TCP: &str = "\
+[turn]
+listen_tcp = [\"0.0.0.0:3478\"]
 ";
 
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
@@ -82,6 +88,23 @@ pub fn two_homes_behind(scene: &mut Scene, nats: [Nat; 2]) -> Result<Site> {
             ["a", "b"].map(|host| Join::root(host, INTERNET.address(family, 1)).direct())
         },
     })
+}
+
+/// The same network, where the router of `a` maps ports on request; a root that speaks STUN over TCP too, but does not
+/// tell what NATs do.
+pub fn two_homes_with_port_mapping(scene: &mut Scene, nats: [Nat; 2]) -> Result<(Site, NatPmp)> {
+    homes(scene, nats)?;
+    let root = scene.serve("root", Serve::root(&["wan"]).configured(STUN_OVER_TCP))?;
+    let IpAddr::V4(outside) = INTERNET.address(Family::Ipv4, 11) else { bail!("no IPv4") };
+    let nat_pmp = NatPmp::start(&*scene.lab.at("router-a")?, outside)?;
+    let site = Site {
+        relays: vec![Rc::clone(&root)],
+        root,
+        joins: |family| {
+            ["a", "b"].map(|host| Join::root(host, INTERNET.address(family, 1)).direct())
+        },
+    };
+    Ok((site, nat_pmp))
 }
 
 fn homes(scene: &mut Scene, nats: [Nat; 2]) -> Result<()> {

@@ -12,6 +12,7 @@ use rawr_nat::rendezvous::{
 };
 use rawr_tests::lab::{Family, Lab};
 use rawr_tests::nat::Nat;
+use rawr_tests::nat_pmp::mapped_ports;
 use rawr_tests::netns::Netns;
 use rawr_tests::process::now;
 use rawr_tests::scene::{Scene, scenario};
@@ -103,6 +104,36 @@ fn servers_of_the_simple_protocol_are_enough() {
             check(&nats, outcomes, met)
         });
     }
+}
+
+/// Servers alone would not do here: see the two symmetric NATs above.
+#[test]
+fn a_port_that_a_router_maps_lets_udp_in() {
+    mapped("a_port_that_a_router_maps_lets_udp_in", udp);
+}
+
+#[test]
+fn a_port_that_a_router_maps_lets_tcp_in() {
+    mapped("a_port_that_a_router_maps_lets_tcp_in", tcp);
+}
+
+/// Router and server are both asked, and the mapping is removed in the end.
+fn mapped(name: &str, side: impl AsyncFn(&MappingContext, OutOfBand) -> Result<Outcome> + Sync) {
+    scenario(name, |scene| {
+        let nats = [Nat::Symmetric; 2];
+        let _nat_pmp = topology::two_homes_with_port_mapping(scene, nats)?;
+        let server = HolePunchServerAddr::Stun(INTERNET.socket(Family::Ipv4, 1, 3478));
+        let router = scene.lab.at("router-a")?;
+        let outcomes = both(&scene.lab, async |peer| {
+            let context = context([server.clone()]).await?;
+            let outcome = side(&context, peer).await?;
+            context.close().await;
+            Ok(outcome)
+        })?;
+        let left = mapped_ports(&router)?;
+        ensure!(left == 0, "{left} mappings are left at the router");
+        check(&nats, outcomes, met)
+    });
 }
 
 /// What one side has come to.

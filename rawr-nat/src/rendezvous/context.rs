@@ -65,12 +65,20 @@ impl fmt::Debug for PortLease {
 /// What a router says to a wish: a lease, or why there is none.
 pub type MapFuture<'a> = Pin<Box<dyn Future<Output = Result<PortLease, String>> + Send + 'a>>;
 
+/// Until all is given back.
+pub type ReleaseFuture<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A router that maps ports on request, by whatever protocol. `Display` is what it is called in
 /// warnings.
 pub trait PortMapping: fmt::Debug + fmt::Display + Send + Sync {
     /// Has a port mapped, and keeps it mapped until the guard of the lease is dropped. `local` is the
     /// address of one interface.
     fn map(&self, transport: Transport, local: SocketAddr) -> MapFuture<'_>;
+
+    /// Gives everything back that is mapped, and waits until the router has confirmed it or had its time.
+    fn release(&self) -> ReleaseFuture<'_> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// You need to create a `MappingContext` before doing any socket mapping. It should be kept throughout
@@ -78,7 +86,7 @@ pub trait PortMapping: fmt::Debug + fmt::Display + Send + Sync {
 /// port mappings of routers.
 ///
 /// A port mapping is given back some time after its socket is closed, when the next socket is mapped,
-/// or when the context is dropped.
+/// or when the context is closed or dropped.
 #[derive(Debug, Default)]
 pub struct MappingContext {
     servers: RwLock<Vec<HolePunchServerAddr>>,
@@ -103,12 +111,16 @@ pub(super) struct Surroundings {
 }
 
 impl MappingContext {
-    /// Create a new mapping context.
+    /// Create a new mapping context. This takes up to a second, in which the routers of the default routes are
+    /// asked for PCP, NAT-PMP and UPnP-IGD. Without the feature `portmap` none is asked.
     ///
     /// # Errors
     /// None yet.
     pub async fn new() -> io::Result<Self> {
-        Ok(Self::without_gateways())
+        let context = Self::without_gateways();
+        #[cfg(feature = "portmap")]
+        super::gateway::find(&context).await;
+        Ok(context)
     }
 
     /// A context without any router: only servers are asked. [`MappingContext::add_servers`] takes both.
@@ -139,6 +151,17 @@ impl MappingContext {
     /// when servers see another external address, and after two minutes.
     pub async fn forget(&self) {
         *self.report.lock().await = None;
+    }
+
+    /// Has routers remove all port mappings, and waits until they have confirmed it or had their time. Where the
+    /// context is dropped instead, that is done in the background, as long as the runtime lives.
+    pub async fn close(self) {
+        self.leases().clear();
+        for server in self.servers() {
+            if let HolePunchServerAddr::IgdGateway(gateway) = server {
+                gateway.release().await;
+            }
+        }
     }
 
     /// The servers that are asked over UDP.

@@ -5,7 +5,9 @@
 //! techniques. Its example is this one; `async`, `.await` and `?` are what time has added. (Where the RFC writes
 //! `???`, the application's own exchange stands, and a misspelt name and a missing semicolon are mended.)
 //!
-//! ```
+//! ```no_run
+//! # // Not run: it would have the router of whoever tests this map a port. The scenarios do the same with routers of
+//! # // their own.
 //! # use rawr_nat::rendezvous::{
 //! #     HolePunchServerAddr, MappedUdpSocket, MappingContext, PubRendezvousInfo, PunchedUdpSocket,
 //! #     SimpleUdpHolePunchServer, gen_rendezvous_info,
@@ -75,11 +77,12 @@
 //!
 //! # What happens
 //!
-//! Whenever a socket is mapped, all means are tried at once: routers are asked for a port mapping, external
-//! servers are asked where they see the socket (all of them, as each may see another endpoint), STUN
-//! servers find out what the NATs do ([`classify`](crate::classify)). A means that fails costs the others
-//! nothing; the functions `…_with_warnings` say which have. The result is the list of endpoints, and goes to
-//! the other side with a key that is made for this rendezvous.
+//! Whenever a socket is mapped, all means are tried: routers are asked for a port mapping by PCP, NAT-PMP
+//! and UPnP-IGD (with the feature `portmap`), external servers are asked where they see the socket (all of
+//! them, as each may see another endpoint), STUN servers find out what the NATs do
+//! ([`classify`](crate::classify)). A means that fails costs the others nothing; the functions
+//! `…_with_warnings` say which have. The result is the list of endpoints, and goes to the other side with
+//! a key that is made for this rendezvous.
 //!
 //! To punch, both sides send to all endpoints, for so long that they need not begin at the same moment.
 //! Where the NATs are harder, the strategies of [`punch`](crate::punch) that need no messages come on top.
@@ -143,6 +146,8 @@ mod ask;
 mod context;
 mod echo;
 mod error;
+#[cfg(feature = "portmap")]
+mod gateway;
 mod info;
 mod meeting;
 #[cfg(test)]
@@ -156,9 +161,12 @@ mod wire;
 
 pub use self::address::MappedSocketAddr;
 pub use self::context::{
-    HolePunchServerAddr, MapFuture, MappingContext, PortLease, PortMapping, Transport,
+    HolePunchServerAddr, MapFuture, MappingContext, PortLease, PortMapping, ReleaseFuture,
+    Transport,
 };
 pub use self::error::{MapWarning, PunchError, Warned};
+#[cfg(feature = "portmap")]
+pub use self::gateway::Gateway;
 pub use self::info::{InfoError, PrivRendezvousInfo, PubRendezvousInfo, gen_rendezvous_info};
 pub use self::server::SimpleUdpHolePunchServer;
 pub use self::tcp::{MappedTcpSocket, tcp_punch_hole};

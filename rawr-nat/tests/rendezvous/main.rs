@@ -5,13 +5,13 @@
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rawr_nat::rendezvous::{
     HolePunchServerAddr, MapFuture, MapWarning, MappedTcpSocket, MappedUdpSocket, MappingContext,
     PortLease, PortMapping, PrivRendezvousInfo, PubRendezvousInfo, PunchError, PunchedUdpSocket,
-    SimpleUdpHolePunchServer, Transport, gen_rendezvous_info, tcp_punch_hole,
+    ReleaseFuture, SimpleUdpHolePunchServer, Transport, gen_rendezvous_info, tcp_punch_hole,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
@@ -37,6 +37,7 @@ struct Router {
     asked: Mutex<Vec<(Transport, SocketAddr)>>,
     held: Arc<AtomicUsize>,
     refuses: bool,
+    is_released: AtomicBool,
 }
 
 struct Held(Arc<AtomicUsize>);
@@ -65,6 +66,10 @@ impl PortMapping for Router {
             let external = SocketAddr::from(([203, 0, 113, 1], local.port()));
             Ok(PortLease { external, is_double_nat: false, guard })
         })
+    }
+
+    fn release(&self) -> ReleaseFuture<'_> {
+        Box::pin(async { self.is_released.store(true, Ordering::SeqCst) })
     }
 }
 
@@ -134,6 +139,19 @@ async fn a_mapping_is_given_back_once_its_socket_is_closed() {
     assert_eq!(held(), 2);
     drop((second, third, mc));
     assert_eq!(held(), 0);
+}
+
+#[tokio::test]
+async fn routers_have_removed_all_once_the_context_is_closed() {
+    let mc = MappingContext::without_gateways();
+    let router = Arc::new(Router::default());
+    mc.add_servers([HolePunchServerAddr::IgdGateway(router.clone())]);
+    let mapped = MappedUdpSocket::map(udp("127.0.0.1:0").await, &mc).await.unwrap();
+    assert_eq!(router.held.load(Ordering::SeqCst), 1);
+    mc.close().await;
+    assert_eq!(router.held.load(Ordering::SeqCst), 0, "though the socket is open");
+    assert!(router.is_released.load(Ordering::SeqCst));
+    drop(mapped);
 }
 
 #[tokio::test]
