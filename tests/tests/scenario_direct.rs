@@ -10,6 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rawr_tests::lab::{Family, Lab};
 use rawr_tests::nat::Nat;
+use rawr_tests::nat_pmp::mapped_ports;
 use rawr_tests::netns::Netns;
 use rawr_tests::process::{eventually, patience};
 use rawr_tests::rawr::COUNTERS_SETTLE;
@@ -152,6 +153,30 @@ fn two_symmetric_nats_stay_with_the_root() {
             let is_tried = |event: &serde_json::Value| event["event"] == "not-punched";
             ensure!(!events.iter().any(is_tried), "the hopeless was tried: {events:?}");
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_mapped_port_is_a_way_in_for_a_symmetric_nat() {
+    scenario("a_mapped_port_is_a_way_in_for_a_symmetric_nat", |scene| {
+        let nats = [Nat::SymmetricRandom; 2];
+        let (site, _nat_pmp) = topology::two_homes_with_port_mapping(scene, nats)?;
+        let router = scene.lab.at("router-a")?;
+        let session = join(scene, &site)?;
+        let mut stream = scene.stream(&session, Settings::default())?;
+        for peer in [&session.a, &session.b] {
+            peer.goes_by(DIRECT, DIRECT_LIMIT)?;
+        }
+        carries_nothing(&site, &mut stream)?;
+        let reports = stream.stop()?;
+        reports.ensure_perfect()?;
+        ensure!(reports.reordered() == 0, "the move brought disorder: {reports:?}");
+        tell(&session, nats);
+        ensure!(mapped_ports(&router)? > 0, "it is not the mapped port");
+        scene.leave(session)?;
+        let left = mapped_ports(&router)?;
+        ensure!(left == 0, "{left} mappings are left at the router");
         Ok(())
     });
 }

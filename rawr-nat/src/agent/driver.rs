@@ -10,14 +10,19 @@ use std::time::Instant;
 use rand::Rng;
 use tokio::time::Sleep;
 
+use super::mappings::Mappings;
 use super::sockets::OwnSockets;
 use super::survey::Survey;
-use super::{Agent, AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentSocket, Signalling};
+use super::{
+    Agent, AgentConfig, AgentEvent, AgentOutput, AgentPath, AgentSocket, LocalSocket, Signalling,
+};
 use crate::attachment::Via;
 use crate::driver::{CONTROL_BATCH, DATA_BATCH, FAREWELL, MAX_DATAGRAM, Port, now};
 use crate::nat::Behaviour;
 use crate::nat64::Prefix;
 use crate::peer::PeerConfig;
+#[cfg(feature = "portmap")]
+use crate::portmap::PortMapperConfig;
 use crate::punch::Tuning;
 use crate::socket_id::SocketId;
 use crate::{Host, PeerSocketConfig, Traffic};
@@ -56,6 +61,7 @@ pub struct Connection {
     data: Port,
     own: OwnSockets,
     survey: Survey,
+    mappings: Mappings,
     timer: Pin<Box<Sleep>>,
     timer_at: Option<Instant>,
     buffer: Vec<u8>,
@@ -121,6 +127,7 @@ impl Connection {
             data,
             own,
             survey: Survey::default(),
+            mappings: Mappings::none(),
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             timer_at: Some(now),
             buffer: vec![0; MAX_DATAGRAM],
@@ -149,16 +156,24 @@ impl Connection {
         self.agent.probes_spent()
     }
 
-    /// Local address of the socket that a router may be asked to map, for [`Connection::add_mapped`].
-    pub fn mappable(&self) -> Option<SocketAddr> {
-        let mut named = self.own.named();
-        named.find(|socket| socket.id == SocketId::MAPPED).map(|socket| socket.address)
+    /// Has routers let in what comes to own sockets, in the background: those of
+    /// [`PortMapperConfig::of_this_host`], for example. `settings` is called now and after each
+    /// [`Connection::refresh`]. A mapped address is one more candidate, which even a peer behind a symmetric NAT
+    /// reaches. Mappings are renewed, and removed by [`Connection::close`].
+    #[cfg(feature = "portmap")]
+    pub fn map_ports(&mut self, settings: impl Fn() -> PortMapperConfig + Send + 'static) {
+        self.mappings.ask(Box::new(settings), self.own.named());
     }
 
-    /// An external address that a router has mapped to [`Connection::mappable`].
-    pub fn add_mapped(&mut self, external: SocketAddr) {
+    /// Own sockets, for [`Connection::add_mapped`]: those that others could reach.
+    pub fn sockets(&self) -> Vec<LocalSocket> {
+        self.own.named().collect()
+    }
+
+    /// An external address that a router has mapped to one of [`Connection::sockets`], by whatever means.
+    pub fn add_mapped(&mut self, socket: SocketId, external: SocketAddr) {
         let now = now();
-        self.agent.add_mapped(now, external);
+        self.agent.add_mapped(now, socket, external);
         self.flush(now);
     }
 
@@ -192,6 +207,7 @@ impl Connection {
         change.closed.into_iter().for_each(|id| self.agent.remove_socket(now, id));
         change.opened.into_iter().for_each(|socket| self.agent.add_socket(now, socket));
         self.survey.begin(self.local());
+        self.mappings.begin(self.own.named());
         self.flush(now);
         Ok(())
     }
@@ -244,6 +260,12 @@ impl Connection {
                     self.handle_control(now())?;
                 }
                 behaviour = self.survey.next() => self.set_behaviour(behaviour),
+                (socket, external) = self.mappings.next() => {
+                    // It may have come too late for its socket.
+                    if self.own.named().any(|named| named == socket) {
+                        self.add_mapped(socket.id, external);
+                    }
+                }
                 () = self.timer.as_mut(), if self.timer_at.is_some() => {
                     self.timer_at = None;
                     self.handle_timeout(now());
@@ -292,7 +314,7 @@ impl Connection {
         }
     }
 
-    /// Releases everything, and waits until the servers have confirmed it or had their time.
+    /// Releases everything, and waits until servers and routers have confirmed it or had their time.
     ///
     /// # Errors
     /// If a socket fails for good.
@@ -300,6 +322,7 @@ impl Connection {
         let now = now();
         self.agent.close(now);
         self.flush(now);
+        let mappings = std::mem::replace(&mut self.mappings, Mappings::none());
         let farewell = async {
             let mut buffer = vec![0; MAX_DATAGRAM];
             while !self.agent.is_closed() {
@@ -307,7 +330,9 @@ impl Connection {
             }
             Ok(())
         };
-        tokio::time::timeout(FAREWELL, farewell).await.unwrap_or(Ok(()))
+        let farewell = tokio::time::timeout(FAREWELL, farewell);
+        let (left, ()) = tokio::join!(farewell, mappings.close());
+        left.unwrap_or(Ok(()))
     }
 
     /// Own addresses that others could reach.

@@ -30,6 +30,11 @@ mod handover;
 mod ice;
 mod incoming;
 mod mailbox;
+#[cfg(feature = "portmap")]
+mod mappings;
+#[cfg(all(feature = "tokio", not(feature = "portmap")))]
+#[path = "no_mappings.rs"]
+mod mappings;
 mod opening;
 mod punching;
 mod seal;
@@ -102,8 +107,8 @@ pub struct Agent {
     open_since: Option<Instant>,
     recheck_at: Option<Instant>,
     rechecks: usize,
-    /// External addresses that are known from elsewhere, and whether they are a candidate already.
-    mapped: Vec<SocketAddr>,
+    /// Sockets, and external addresses that routers have mapped to them.
+    mapped: Vec<(SocketId, SocketAddr)>,
     told: Option<AgentPath>,
     was_ready: bool,
     is_closing: bool,
@@ -177,12 +182,13 @@ impl Agent {
         self.is_closing && self.rawr.is_closed()
     }
 
-    /// An external address that a router has been asked for, on behalf of the first socket.
-    pub fn add_mapped(&mut self, now: Instant, external: SocketAddr) {
-        if let Some(base) = self.local_address(SocketId::MAPPED)
-            && !self.mapped.contains(&external)
+    /// An external address that a router has mapped to this socket. It takes the place of the one before.
+    pub fn add_mapped(&mut self, now: Instant, socket: SocketId, external: SocketAddr) {
+        if let Some(base) = self.local_address(socket)
+            && !self.mapped.contains(&(socket, external))
         {
-            self.mapped.push(external);
+            self.mapped.retain(|(other, _)| *other != socket);
+            self.mapped.push((socket, external));
             self.add_reflexive(external, base);
             self.settle(now);
         }
@@ -205,9 +211,7 @@ impl Agent {
         self.gather.forget(id);
         self.ice.remove(address);
         self.paths.retain(|path| path.socket != id);
-        if id == SocketId::MAPPED {
-            self.mapped.clear();
-        }
+        self.mapped.retain(|(socket, _)| *socket != id);
         self.settle(now);
     }
 
@@ -292,8 +296,10 @@ impl Agent {
                 self.post(&Signal::Candidate(sdp));
             }
         }
-        if let Some(base) = self.local_address(SocketId::MAPPED) {
-            self.mapped.clone().into_iter().for_each(|mapped| self.add_reflexive(mapped, base));
+        for (socket, external) in self.mapped.clone() {
+            if let Some(base) = self.local_address(socket) {
+                self.add_reflexive(external, base);
+            }
         }
         if let Some(behaviour) = self.punch.ours {
             self.post(&Signal::Behaviour(behaviour));

@@ -19,7 +19,7 @@ use crate::support::{Datagram, FakeServer};
 
 const DATAGRAMS: u32 = 10_000;
 /// Not that of any other test's.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A host with one address, on a subnet of so many bits.
 struct Loopback(u8);
@@ -68,7 +68,12 @@ fn root() -> SocketAddr {
     address
 }
 
-fn bind(role: Role, root: Option<SocketAddr>, signalling: Signalling, prefix: u8) -> Connection {
+pub(crate) fn bind(
+    role: Role,
+    root: Option<SocketAddr>,
+    signalling: Signalling,
+    prefix: u8,
+) -> Connection {
     bind_on(Box::new(Loopback(prefix)), role, root, signalling)
 }
 

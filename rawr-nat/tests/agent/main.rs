@@ -7,6 +7,8 @@ mod driver;
 #[allow(dead_code, reason = "other tests need more of the kinds")]
 #[path = "../punch/kinds.rs"]
 mod kinds;
+#[cfg(feature = "portmap")]
+mod mapping;
 mod matrix;
 mod net;
 mod paths;

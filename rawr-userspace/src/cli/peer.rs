@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rawr_nat::agent::{Connection, ConnectionConfig, Signalling};
+use rawr_nat::portmap::PortMapperConfig;
 use rawr_nat::punch::Tuning;
 use rawr_nat::{
     Credentials, LinuxHost, PeerSocket, PeerSocketConfig, ServerConfig, bind_udp, default_gateway,
@@ -84,6 +85,9 @@ pub struct PeerArgs {
     /// (RFC 5780) tells most, of others two are needed [default: the root]
     #[arg(long = "stun", value_name = "HOST[:PORT]", requires = "direct")]
     stun_servers: Vec<ServerAddress>,
+    /// Do not ask routers to map a port. They are asked by PCP, NAT-PMP and UPnP-IGD else, and to remove it at the end
+    #[arg(long, requires = "direct")]
+    no_port_mapping: bool,
     /// Most probes that are sent each time that NATs are punched; 0: none are
     #[arg(long, value_name = "COUNT", requires = "direct", default_value_t = 2048)]
     probes: u32,
@@ -146,7 +150,7 @@ impl PeerArgs {
         }
         let stun_servers = self.stun_servers()?;
         let punching = (self.probes > 0).then(Tuning::default);
-        let probe_budget = self.probes;
+        let (probe_budget, has_ports_mapped) = (self.probes, !self.no_port_mapping);
         let mut rawr = self.config()?;
         // Data is framed. Peers that do not do that would take it for something else.
         rawr.secret = SessionSecret::from_bytes(rawr.secret.derive(DIRECT));
@@ -163,6 +167,9 @@ impl PeerArgs {
         let mut connection = connection.context(cannot_open)?;
         if punching.is_some() {
             connection.classify(stun_servers);
+        }
+        if has_ports_mapped {
+            connection.map_ports(PortMapperConfig::of_this_host);
         }
         Ok(Line::Direct(Box::new(connection)))
     }
