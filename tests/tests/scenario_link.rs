@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rawr_tests::lab::Family;
 use rawr_tests::nat::Nat;
+use rawr_tests::nat_pmp::mapped_ports;
 use rawr_tests::netns::Netns;
 use rawr_tests::process::{Process, binary, eventually};
 use rawr_tests::rawr::{COUNTERS_SETTLE, Daemon, PORT};
@@ -476,6 +477,25 @@ fn usual_home_routers_are_crossed_directly_and_paths_change() {
         connector.interrupt()?;
         listener.interrupt()?;
         nothing_is_left(scene, &site.root, "erin")
+    });
+}
+
+#[test]
+fn a_mapped_port_lets_the_other_side_in_and_is_given_back() {
+    scenario("a_mapped_port_lets_the_other_side_in_and_is_given_back", |scene| {
+        let nats = [Nat::SymmetricRandom; 2];
+        let (site, _nat_pmp) = topology::two_homes_with_port_mapping(scene, nats)?;
+        let router = scene.lab.at("router-a")?;
+        let listener = listen(scene, "frank", &["--allow", "127.0.0.1:1"])?;
+        let arguments = ["ping", "frank", "-i", "0.1"];
+        let mut pinger = Command::start(scene, "a", "ping-frank", &arguments)?;
+        pinger.event("pong", |event| event["path"]["direct"] == true)?;
+        ensure!(mapped_ports(&router)? > 0, "it is not the mapped port");
+        pinger.interrupt()?;
+        let left = mapped_ports(&router)?;
+        ensure!(left == 0, "{left} mappings are left at the router");
+        listener.interrupt()?;
+        nothing_is_left(scene, &site.root, "frank")
     });
 }
 

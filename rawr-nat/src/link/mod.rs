@@ -70,6 +70,9 @@ pub struct LinkConfig {
     pub stun_servers: Vec<SocketAddr>,
     /// What own NATs do.
     pub survey: Survey,
+    /// Whether routers are asked to let the other side in (Cargo feature `portmap`), and to stop it when the
+    /// link is closed.
+    pub map_ports: bool,
     /// Greater than that of any earlier run (milliseconds since 1970).
     pub epoch: u64,
     /// Once it says so, links that are being made are given up, and what they hold is released.
@@ -212,6 +215,19 @@ impl LinkConfig {
         }
     }
 
+    #[cfg(feature = "portmap")]
+    fn mapping(&self, mut connection: Connection) -> Connection {
+        if self.map_ports {
+            connection.map_ports(crate::portmap::PortMapperConfig::of_this_host);
+        }
+        connection
+    }
+
+    #[cfg(not(feature = "portmap"))]
+    fn mapping(&self, connection: Connection) -> Connection {
+        connection
+    }
+
     fn bridge(&self) -> BridgeSocketConfig {
         let ServerConfig { address: server, credentials } = self.server.clone();
         BridgeSocketConfig { server, identity: self.identity.clone(), credentials }
@@ -268,8 +284,8 @@ impl Begun {
             probe_budget: PROBE_BUDGET,
         };
         let connection = Connection::bind(connection, Box::new(LinuxHost));
-        let (path, view) =
-            Path::new(connection.map_err(LinkError::Sockets)?, config.survey.clone());
+        let connection = config.mapping(connection.map_err(LinkError::Sockets)?);
+        let (path, view) = Path::new(connection, config.survey.clone());
         let session = SessionConfig::new(config.identity.clone(), id.0.to_vec(), config.epoch);
         let streams = StreamsConfig::default();
         let secure = match side {

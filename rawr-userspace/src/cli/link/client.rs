@@ -46,6 +46,9 @@ pub(super) struct ClientArgs {
     /// Punch no holes: take direct paths only where they are open already
     #[arg(long)]
     no_punching: bool,
+    /// Do not ask routers to map a port. They are asked by PCP, NAT-PMP and UPnP-IGD else, and to remove it at the end
+    #[arg(long)]
+    no_port_mapping: bool,
     /// Configuration file [default: ~/.config/rawr/client.toml if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -131,6 +134,7 @@ impl ClientArgs {
             gateways,
             stun_servers,
             survey,
+            map_ports: !self.no_port_mapping,
             epoch: u64::try_from(clock::unix().as_millis()).unwrap_or(u64::MAX),
             stop,
         };
